@@ -1,0 +1,116 @@
+"""What every contract is made of: the frozen base model and the types that carry units.
+
+Within a major version contracts only grow by fields with defaults, so unknown fields are ignored:
+an old consumer reads a new producer. One kind of unknown field is refused: a known field under another
+unit (``ttft_ms`` for ``ttft_s``), because ignoring it would lose a measurement without a word.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+UNITS = (
+    "_s",
+    "_ms",
+    "_us",
+    "_ns",
+    "_min",
+    "_h",
+    "_rps",
+    "_rpm",
+    "_per_s",
+    "_per_min",
+    "_per_hour",
+    "_cents_per_hour",
+    "_tokens",
+    "_gib",
+    "_gb",
+    "_w",
+    "_kw",
+    "_share",
+    "_percent",
+    "_pct",
+)
+_UNITS_LONGEST_FIRST = sorted(UNITS, key=len, reverse=True)
+
+
+def unit_stem(field: str) -> str:
+    """The name of a field without its unit, for example ``ttft`` for ``ttft_s``."""
+    for unit in _UNITS_LONGEST_FIRST:
+        if field.endswith(unit) and len(field) > len(unit):
+            return field[: -len(unit)]
+    return field
+
+
+class Contract(BaseModel):
+    """A message, or a part of one: immutable, without NaN or infinity, tolerant of newer fields.
+
+    Raises pydantic's ValidationError for anything else, naming the field and what was expected.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
+        use_enum_values=False,
+        validate_default=False,
+        ser_json_inf_nan="constants",
+        use_attribute_docstrings=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_known_fields_in_other_units(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            known = cls.model_fields
+            for name in data:
+                if name in known or not isinstance(name, str):
+                    continue
+                expected = _stems(cls).get(unit_stem(name))
+                if expected is not None:
+                    raise ValueError(f"field {name!r} is in another unit: {expected!r} is expected")
+        return data
+
+
+@cache
+def _stems(contract: type[BaseModel]) -> dict[str, str]:
+    return {unit_stem(name): name for name in contract.model_fields if unit_stem(name) != name}
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[^\x00-\x1f\x7f]+$")]
+UnixSeconds = Annotated[float, Field(ge=0, le=1e11)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+LatencySeconds = Annotated[float, Field(ge=0, le=86_400)]
+Rate = Annotated[float, Field(ge=0, le=1e7)]
+Tokens = Annotated[float, Field(ge=0, le=1e9)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+CostPerHour = Annotated[float, Field(ge=0, le=1e12)]
+
+LawParametersValues = Annotated[
+    dict[Name, Annotated[float, Field(ge=0)]],
+    Field(min_length=1),
+]
+
+
+class Quality(StrEnum):
+    """How far a measurement can be trusted. Missing is not zero; missing and stale never scale down."""
+
+    OK = "ok"
+    PARTIAL = "partial"
+    STALE = "stale"
+    MISSING = "missing"
+
+
+class Statistic(StrEnum):
+    """Which value of a distribution an objective speaks of."""
+
+    MEAN = "mean"
+    P50 = "p50"
+    P90 = "p90"
+    P95 = "p95"
+    P99 = "p99"

@@ -1,0 +1,102 @@
+"""Requests and replies over the bus, one pair for each verb of a service."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from schemas.base import Contract, Count, Name
+from schemas.forecast import ForecastIssued
+from schemas.parameters import ParametersEstimated
+from schemas.plan import PlanIssued, PlanProposed
+
+
+class RequestRefused(Contract):
+    """The answer to a request that is bad or cannot be met."""
+
+    error: Annotated[str, Field(max_length=8000)]
+    """What is wrong: the field, its value and what was expected."""
+
+
+class SolveRequested(Contract):
+    """Solve now from what is known; nothing is published."""
+
+    solver: Name | None = None
+    """Solver to use instead of the configured one."""
+    servers: tuple[Name, ...] = ()
+    """Servers to answer for; all when empty."""
+
+
+class SolveAnswered(Contract):
+    """One solution that was not published."""
+
+    manifest: PlanIssued
+    """The whole."""
+    plans: tuple[PlanProposed, ...]
+    """Server by server."""
+
+
+class ParametersRequested(Contract):
+    """Parameters in force, of one model or one accelerator when given."""
+
+    model: Name | None = None
+    """Only this model."""
+    accelerator: Name | None = None
+    """Only this accelerator."""
+
+
+class ParametersAnswered(Contract):
+    """Parameters in force."""
+
+    parameters: tuple[ParametersEstimated, ...]
+    """One entry for each model and accelerator."""
+
+
+class ForecastRequested(Contract):
+    """The newest forecast of one server."""
+
+    server: Name
+    """The server."""
+
+
+class ForecastAnswered(Contract):
+    """The newest forecast of one server."""
+
+    forecast: ForecastIssued | None = None
+    """Absent when none was issued yet."""
+
+
+class PauseRequested(Contract):
+    """Hold one server, or the whole fleet, until resumed."""
+
+    server: Name | None = None
+    """The server; the whole fleet when absent."""
+
+
+class PauseAnswered(Contract):
+    """What is held now."""
+
+    fleet_paused: bool
+    """Whether everything is held."""
+    servers_paused: tuple[Name, ...]
+    """Servers held on their own."""
+
+
+class StatusRequested(Contract):
+    """What a service knows of itself."""
+
+
+class StatusAnswered(Contract):
+    """What a service knows of itself."""
+
+    service: Name
+    """The service."""
+    version: Name
+    """Release."""
+    ready: bool
+    """Whether it works."""
+    reasons: tuple[Annotated[str, Field(max_length=2000)], ...] = ()
+    """Why it is not ready."""
+    handled: Count = 0
+    """Messages handled since it started."""
+    parked: Count = 0
+    """Messages parked since it started."""

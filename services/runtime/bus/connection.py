@@ -1,0 +1,378 @@
+"""One connection of one service: publish, consume, ask and answer."""
+
+import asyncio
+import contextlib
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import APIError, BucketNotFoundError
+from nats.micro import add_service
+from nats.micro.request import Request
+from nats.micro.service import Service
+
+from services.runtime.bus import streams
+from services.runtime.bus.bucket import CONFLICT_CODES, Bucket, Conflict
+from services.runtime.bus.pull import Pull
+from services.runtime.envelope import Raw, Wire
+from services.runtime.errors import Denied, Fatal, Retry, TooLarge, TopologyDrift
+from services.runtime.settings import BusSettings
+from services.runtime.topology import ConsumerSpec, Topology, inbox_prefix
+
+_MINIMUM_SERVER = (2, 10)
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "?([^"\s]+)"?', re.IGNORECASE)
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+_HEADER_BYTES = 8 * 1024
+_HEADER_MARGIN = 64
+_CONNECT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Acknowledgement of a publish: the place in the stream, and whether it had been there before."""
+
+    sequence: int
+    duplicate: bool
+
+
+Answer = Callable[[bytes], Awaitable[bytes]]
+
+
+class Bus:
+    """One connection of one service."""
+
+    def __init__(self, client: Client, settings: BusSettings, service: str) -> None:
+        self.service = service
+        self._client = client
+        self._settings = settings
+        self._jetstream = client.jetstream(timeout=settings.publish_timeout_s)
+        self._pulls: list[Pull] = []
+        self._micro: Service | None = None
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._refusals: dict[str, str] = {}
+        self._closed = asyncio.Event()
+
+    @classmethod
+    async def connect(cls, settings: BusSettings, service: str) -> "Bus":
+        """Connect as a service; raises Fatal when there is no usable server within the time-out."""
+        bus: Bus | None = None
+        loop = asyncio.get_running_loop()
+
+        async def failed(error: Exception) -> None:
+            if bus is not None:
+                bus._note_refusal(str(error))
+
+        async def closed() -> None:
+            if bus is not None:
+                bus._closed.set()
+
+        async def reconnected() -> None:
+            for pull in bus._pulls if bus else ():
+                pull.reopen()
+
+        client = Client()
+        options: dict[str, Any] = {
+            "servers": settings.url.split(","),
+            "name": f"stoker-{service}",
+            "error_cb": failed,
+            "reconnected_cb": reconnected,
+            "closed_cb": closed,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": 0.25,
+            "connect_timeout": 2,
+            "drain_timeout": 5,
+            "inbox_prefix": inbox_prefix(service),
+            "pending_size": 64 << 20,
+            "user": settings.user,
+            "password": settings.password.get_secret_value() if settings.password else None,
+            "user_credentials": str(settings.credentials_file) if settings.credentials_file else None,
+            "nkeys_seed": str(settings.nkey_seed_file) if settings.nkey_seed_file else None,
+        }
+        if settings.ca_file is not None:
+            options["tls"] = ssl.create_default_context(cafile=str(settings.ca_file))
+        deadline = loop.time() + settings.connect_timeout_s
+        while True:
+            try:
+                await client.connect(**(options | {"allow_reconnect": False}))
+                await client.close()
+                client = Client()
+                await asyncio.wait_for(client.connect(**options), _CONNECT_S)
+                break
+            except (OSError, nats.errors.Error, TimeoutError) as error:
+                if "uthorization" in str(error):
+                    raise Fatal(
+                        f"NATS at {settings.url} refused the credentials of {service}: {error}"
+                    ) from error
+                if loop.time() > deadline:
+                    raise Fatal(
+                        f"no NATS server at {settings.url}: {error or type(error).__name__}"
+                    ) from error
+                await asyncio.sleep(0.1)
+        version = client.connected_server_version
+        if (version.major, version.minor) < _MINIMUM_SERVER:
+            await client.close()
+            raise Fatal(f"NATS server is {version}: at least 2.10 is needed for filtered consumers")
+        bus = cls(client, settings, service)
+        return bus
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up at this moment."""
+        return self._client.is_connected
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """What the server has denied this user, in its own words."""
+        return tuple(self._refusals.values())
+
+    def _note_refusal(self, text: str) -> None:
+        if found := _DENIED.search(text):
+            # The library hands over the server's words in lower case.
+            self._refusals[found[2].lower()] = text
+
+    async def lost(self) -> None:
+        """Wait until the connection has ended for good, which the library does on most errors of the server.
+
+        Raises Fatal then.
+        """
+        await self._closed.wait()
+        raise Fatal(f"the connection to NATS was ended: {self._client.last_error}")
+
+    async def publish(self, wire: Wire) -> Stored:
+        """Store a message, repeating it under the same id until acknowledged.
+
+        Raises Denied, Conflict (an expected sequence no longer holds), TooLarge, or Retry when time is up.
+        """
+        return await self._store(wire.subject, wire.data, wire.headers)
+
+    async def _store(self, subject: str, data: bytes, headers: dict[str, str] | None) -> Stored:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.publish_deadline_s
+        size = len(data) + sum(len(k) + len(v) + 4 for k, v in (headers or {}).items()) + _HEADER_MARGIN
+        if size > self._client.max_payload:
+            raise TooLarge(f"{subject} has {size} bytes: the server takes {self._client.max_payload}")
+        while True:
+            try:
+                ack = await self._jetstream.publish(subject, data, headers=headers)
+            except APIError as error:
+                if error.err_code in CONFLICT_CODES:
+                    raise Conflict(error.description or str(error)) from error
+                reason = error.description or str(error)
+            except (nats.errors.Error, TimeoutError, OSError) as error:
+                reason = str(error) or type(error).__name__
+            else:
+                self._refusals.pop(subject.lower(), None)
+                return Stored(ack.seq, bool(ack.duplicate))
+            if refusal := self._refusals.get(subject.lower()):
+                raise Denied(refusal)
+            if loop.time() > deadline:
+                raise Retry(f"publishing to {subject}: {reason}")
+            await asyncio.sleep(0.2)
+
+    async def pull(self, spec: ConsumerSpec) -> "Pull":
+        """Bind to a durable consumer that exists and is as it must be; raises TopologyDrift otherwise."""
+        with self._needed(f"verifying consumer {spec.name} of {spec.stream}"):
+            await streams.verify_consumer(self._jetstream, spec)
+        pull = Pull(self._client, spec.stream, spec.name, self._settings.batch)
+        await pull.start()
+        self._pulls.append(pull)
+        return pull
+
+    async def newest(self, stream: str, filters: Sequence[str]) -> list[Raw]:
+        """The last message of each matching subject, in the order of the stream; raises Retry."""
+        return await self._read(stream, filters, DeliverPolicy.LAST_PER_SUBJECT)
+
+    async def everything(self, stream: str, filters: Sequence[str]) -> list[Raw]:
+        """Every message kept of matching subjects, in the order of the stream; raises Retry."""
+        return await self._read(stream, filters, DeliverPolicy.ALL)
+
+    async def _read(self, stream: str, filters: Sequence[str], policy: DeliverPolicy) -> list[Raw]:
+        name = f"{self.service}-read-{self._client._nuid.next().decode()}"
+        config = ConsumerConfig(
+            name=name,
+            filter_subjects=list(filters),
+            deliver_policy=policy,
+            ack_policy=AckPolicy.NONE,
+            inactive_threshold=30.0,
+            mem_storage=True,
+        )
+        with _passing(f"reading {stream}"):
+            info = await self._jetstream.add_consumer(stream, config, timeout=10.0)
+        expected = info.num_pending or 0
+        pull = Pull(self._client, stream, name, self._settings.batch)
+        await pull.start()
+        found: list[Raw] = []
+        try:
+            async with asyncio.timeout(30.0):
+                while len(found) < expected:
+                    found += await pull.next()
+        except TimeoutError:
+            raise Retry(f"{len(found)} of {expected} messages of {stream} arrived in 30 s") from None
+        finally:
+            await pull.stop()
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await self._jetstream.delete_consumer(stream, name)
+        return found
+
+    async def listen(self, subject: str) -> AsyncIterator[Raw]:
+        """Messages of a subject as they are published from now on, stored or not."""
+        subscription = await self._client.subscribe(subject, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        async for message in subscription.messages:
+            yield Raw(message.subject, message.data, message.headers or {}, token=message)
+
+    async def ack(self, raw: Raw) -> None:
+        """Say that a message is done with; raises Retry."""
+        message: Msg = raw.token
+        with _passing("acknowledging"):
+            await message.ack()
+
+    async def retry(self, raw: Raw, delay_s: float) -> None:
+        """Ask for a message again after a delay; raises Retry."""
+        message: Msg = raw.token
+        with _passing("asking again"):
+            await message.nak(delay=delay_s)
+
+    async def park(self, raw: Raw, subject: str, reason: str, consumer: str) -> Stored:
+        """Keep a refused message as it came, with the reason in its headers; raises Denied or Retry.
+
+        Headers that cannot be sent, or beyond 8 KiB, are left out; so is the end of a body that no longer
+        fits beside the reason, of which `stoker-bytes` gives the length.
+        """
+        headers = _sendable(raw.headers) | {
+            "stoker-reason": _header(reason),
+            "stoker-subject": _header(raw.subject),
+            "stoker-stream": raw.stream,
+            "stoker-sequence": str(raw.sequence),
+            "stoker-consumer": consumer,
+            "Nats-Msg-Id": f"{raw.stream}-{raw.sequence}-{consumer}",
+        }
+        room = self._client.max_payload - sum(len(k) + len(v) + 4 for k, v in headers.items()) - 1024
+        if len(raw.data) > room:
+            headers["stoker-bytes"] = str(len(raw.data))
+        return await self._store(subject, raw.data[:room], headers)
+
+    async def bucket(self, name: str) -> "Bucket":
+        """A key-value bucket, of which this service uses the keys under its own name."""
+        try:
+            with self._needed(f"bucket {name}"):
+                held = await self._jetstream.key_value(name)
+        except BucketNotFoundError as error:
+            raise TopologyDrift(f"bucket {name} does not exist; run `stoker bus apply`") from error
+
+        async def store(subject: str, data: bytes) -> Stored:
+            return await self._store(subject, data, None)
+
+        return Bucket(held, name, self.service, self.newest, store)
+
+    async def serve(self, version: str, verbs: Mapping[str, tuple[str, Answer]]) -> None:
+        """Answer requests, side by side: name -> (subject, handler of the body).
+
+        The library handles the requests of one subscription one after another, so each gets its own task.
+        """
+        self._micro = await add_service(self._client, name=f"stoker-{self.service}", version=version)
+        for name, (subject, answer) in verbs.items():
+
+            async def handle(request: Request, answer: Answer = answer) -> None:
+                task = asyncio.ensure_future(self._answer(request, answer))
+                self._in_flight.add(task)
+                task.add_done_callback(self._in_flight.discard)
+
+            await self._micro.add_endpoint(
+                name=name, subject=subject, handler=handle, queue_group=self.service
+            )
+
+    @staticmethod
+    async def _answer(request: Request, answer: Answer) -> None:
+        reply = await answer(request.data)
+        # Without a connection, or a place to send the answer to, there is nobody left to tell.
+        with contextlib.suppress(nats.errors.Error, ValueError):
+            await request.respond(reply)
+
+    async def request(self, subject: str, data: bytes, timeout_s: float = 5.0) -> bytes:
+        """Ask a service; raises Retry when nobody answers."""
+        try:
+            return (await self._client.request(subject, data, timeout=timeout_s)).data
+        except (nats.errors.Error, TimeoutError) as error:
+            raise Retry(f"no answer on {subject}: {error or type(error).__name__}") from error
+
+    async def apply(self, topology: Topology) -> list[str]:
+        """Create or update streams, consumers and buckets; returns what was changed."""
+        with self._needed("creating streams and consumers"):
+            return await streams.apply(self._jetstream, topology, self._settings)
+
+    async def verify(self, topology: Topology) -> list[str]:
+        """What differs between the server and the topic table; nothing when all is well."""
+        with self._needed("verifying streams and consumers"):
+            return await streams.drift(self._jetstream, topology, self._settings)
+
+    async def drift_of(self, spec: ConsumerSpec) -> list[str]:
+        """How one durable consumer differs from the topic table."""
+        with self._needed(f"verifying consumer {spec.name} of {spec.stream}"):
+            return await streams.consumer_drift(self._jetstream, spec)
+
+    @contextlib.contextmanager
+    def _needed(self, what: str) -> Iterator[None]:
+        """Turn a failure of what must succeed at start into Fatal, with the server's refusals."""
+        try:
+            yield
+        except BucketNotFoundError:
+            raise
+        except (nats.errors.Error, TimeoutError) as error:
+            why = "; ".join(self.refusals) or str(error) or type(error).__name__
+            raise Fatal(f"{what} at {self._settings.url}: {why}") from error
+
+    async def stop_requests(self) -> None:
+        """Take no more requests and finish those in hand.
+
+        The library's own stop drops what its subscriptions still hold, so these are drained first.
+        """
+        if self._micro is not None:
+            for endpoint in self._micro._endpoints:
+                if endpoint._subscription is not None and self._client.is_connected:
+                    await endpoint._subscription.drain()
+            self._micro._endpoints = []
+            if self._client.is_connected:
+                await self._micro.stop()
+            self._micro = None
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    async def close(self) -> None:
+        """End requests and pulls, send what is pending, disconnect."""
+        await self.stop_requests()
+        for pull in self._pulls:
+            await pull.stop()
+        if self._client.is_connected:
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await self._client.flush(timeout=2)
+        await self._client.close()
+
+
+@contextlib.contextmanager
+def _passing(what: str) -> Iterator[None]:
+    """Turn what may go better another time into Retry."""
+    try:
+        yield
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise Retry(f"{what}: {error or type(error).__name__}") from error
+
+
+def _sendable(headers: Mapping[str, str]) -> dict[str, str]:
+    sent: dict[str, str] = {}
+    left = _HEADER_BYTES
+    for name, value in headers.items():
+        if _HEADER_NAME.fullmatch(name) and not name.lower().startswith("nats-"):
+            left -= len(name) + len(value)
+            if left >= 0:
+                sent[name] = _header(value)
+    return sent
+
+
+def _header(text: str) -> str:
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:2000]

@@ -1,0 +1,129 @@
+"""A lease: of all instances of a service one at a time is active.
+
+Times are each instance's own monotonic clock, so clocks need not agree. The holder renews three times per
+term and counts its term from before it asked; another instance takes the lease only when it has watched it
+unchanged for a whole term. So the holder always stops first.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from services.runtime.bus import Conflict
+from services.runtime.errors import Fatal, Retry
+
+_MARGIN = 0.8
+
+
+class LeaseStore(Protocol):
+    """The part of a bucket that a lease needs."""
+
+    def get(self, key: str) -> Awaitable[tuple[bytes, int] | None]: ...
+
+    def create(self, key: str, value: bytes) -> Awaitable[int]: ...
+
+    def update(self, key: str, value: bytes, revision: int) -> Awaitable[int]: ...
+
+    def delete(self, key: str, revision: int) -> Awaitable[None]: ...
+
+
+class Lease:
+    """One instance's side of a lease.
+
+    Parameters: holder, name of this instance; term_s, wall seconds after which silence frees the lease.
+    """
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        key: str,
+        holder: str,
+        term_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._holder = holder
+        self._term_s = term_s
+        self._monotonic = monotonic
+        self._revision: int | None = None
+        self._valid_until = float("-inf")
+
+    @property
+    def held(self) -> bool:
+        """Whether this instance may act at this moment."""
+        return self._monotonic() < self._valid_until
+
+    async def acquire(self) -> None:
+        """Wait until this instance holds the lease."""
+        seen_revision, seen_at = -1, self._monotonic()
+        while True:
+            asked_at = self._monotonic()
+            try:
+                entry = await self._store.get(self._key)
+                if entry is None:
+                    return self._won(await self._store.create(self._key, self._record()), asked_at)
+                value, revision = entry
+                if revision != seen_revision:
+                    seen_revision, seen_at = revision, self._monotonic()
+                free = self._monotonic() - seen_at >= self._term_s
+                if free or _holder_of(value) == self._holder:
+                    return self._won(await self._store.update(self._key, self._record(), revision), asked_at)
+            except (Conflict, Retry):
+                pass
+            await asyncio.sleep(self._term_s / 10)
+
+    async def keep(self) -> None:
+        """Renew for ever; raises Fatal once another instance has the lease."""
+        wait_s = self._term_s / 3
+        while True:
+            await asyncio.sleep(wait_s)
+            asked_at = self._monotonic()
+            try:
+                if self._revision is None:
+                    raise Fatal("a lease is kept before it is acquired")
+                self._won(await self._store.update(self._key, self._record(), self._revision), asked_at)
+                next_at = asked_at + self._term_s / 3
+            except Conflict:
+                await self._after_conflict()
+                next_at = asked_at
+            except Retry:
+                next_at = asked_at + self._term_s / 3
+            wait_s = max(next_at - self._monotonic(), self._term_s / 30)
+
+    async def _after_conflict(self) -> None:
+        # An earlier renewal may have been stored although its acknowledgement was lost.
+        try:
+            entry = await self._store.get(self._key)
+        except Retry:
+            return
+        if entry is not None and _holder_of(entry[0]) == self._holder:
+            self._revision = entry[1]
+            return
+        self._valid_until = float("-inf")
+        other = _holder_of(entry[0]) if entry is not None else "nobody"
+        raise Fatal(f"the lease {self._key!r} was lost to {other}")
+
+    async def release(self) -> None:
+        """Give the lease up, so that another instance need not wait; without the bus, silence frees it."""
+        if self.held and self._revision is not None:
+            self._valid_until = float("-inf")
+            with contextlib.suppress(Conflict, Retry):
+                await self._store.delete(self._key, self._revision)
+
+    def _won(self, revision: int, asked_at: float) -> None:
+        self._revision = revision
+        self._valid_until = asked_at + self._term_s * _MARGIN
+
+    def _record(self) -> bytes:
+        return json.dumps({"holder": self._holder}).encode()
+
+
+def _holder_of(value: bytes) -> str:
+    try:
+        return str(json.loads(value)["holder"])
+    except (ValueError, KeyError, TypeError):
+        return ""
