@@ -1,0 +1,281 @@
+"""What a queueing model is: from a request rate to latencies, and from latency targets to a rate.
+
+Arrays broadcast: the fields of a server against each other, and servers against rates and targets. Invalid
+input is an error for the whole call, naming the argument; a target that cannot be met is an answer for
+its own element (`Sizing.feasible`), and leaves the others alone.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.perfmodel.law import Array, IterationLaw, Limits, Values, Workload, require, require_parameters
+
+Flags = NDArray[np.bool_]
+Codes = NDArray[np.int8]
+
+DEFAULT_MAX_BLOCKED_SHARE = 0.01
+
+
+class Statistic(StrEnum):
+    """Which number of a latency's distribution a target bounds."""
+
+    MEAN = "mean"
+    P50 = "p50"
+    P90 = "p90"
+    P95 = "p95"
+    P99 = "p99"
+
+
+class Saturation(IntEnum):
+    """What keeps a server from carrying the rate it is offered."""
+
+    NONE = 0
+    BATCH = 1
+    KV = 2
+    COMPUTE = 3
+
+
+class Binding(IntEnum):
+    """What stops a rate from being larger, or, where no rate will do, what cannot be met."""
+
+    CAPACITY = 0
+    TTFT = 1
+    ITL = 2
+    TPS = 3
+    BLOCKING = 4
+
+
+@dataclass(frozen=True, eq=False)
+class ServerModel:
+    """One replica, or many at once: law, parameters of shape (..., p) in SI units, workload and limits.
+
+    Raises ValueError naming the argument that is invalid or does not broadcast.
+    """
+
+    law: IterationLaw
+    parameters: Array
+    workload: Workload
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", require_parameters(self.law, self.parameters))
+        try:
+            _ = self.shape
+        except ValueError:
+            shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in self._fields())
+            raise ValueError(f"parameters, workload and limits do not broadcast: {shapes}") from None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape all fields broadcast to, without the axis of the parameters."""
+        return np.broadcast_shapes(*(np.shape(value) for _, value in self._fields()))
+
+    def rows(self) -> "ServerModel":
+        """The same servers along one axis: parameters (S, p), all else (S,)."""
+        return self.spread(self.shape)
+
+    def spread(self, shape: tuple[int, ...]) -> "ServerModel":
+        """The servers along one axis, after broadcasting to a shape."""
+        parameters = np.broadcast_to(self.parameters, (*shape, self.parameters.shape[-1]))
+        return self._map(
+            parameters.reshape(-1, parameters.shape[-1]),
+            lambda value: np.broadcast_to(np.asarray(value, float), shape).ravel(),
+        )
+
+    def take(self, index: NDArray[np.intp]) -> "ServerModel":
+        """Some of the servers of `rows`, in the order of `index`."""
+        return self._map(self.parameters[index], lambda value: np.asarray(value)[index])
+
+    def columns(self) -> "ServerModel":
+        """The servers of `rows` along the first of two axes, so that a batch can run along the second."""
+        return self._map(self.parameters[:, None, :], lambda value: np.asarray(value)[:, None])
+
+    def _map(self, parameters: Array, change: Callable[[Values], Array]) -> "ServerModel":
+        def changed(part: Workload | Limits) -> dict[str, Any]:
+            return {name: None if value is None else change(value) for name, value in vars(part).items()}
+
+        workload = replace(self.workload, **changed(self.workload))
+        return ServerModel(self.law, parameters, workload, replace(self.limits, **changed(self.limits)))
+
+    def _fields(self) -> Iterator[tuple[str, Values]]:
+        yield "parameters", self.parameters[..., 0]
+        for part in (self.workload, self.limits):
+            yield from ((name, value) for name, value in vars(part).items() if value is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What a server must keep; None or NaN is no target. Fields broadcast with the servers.
+
+    ttft_s, itl_s: upper bounds in seconds of the chosen statistic.
+    tps: generated tokens per second one replica must be able to sustain: a lower bound on its throughput at
+        the largest rate the other targets allow, so it makes a server infeasible and never lowers a rate.
+    max_blocked_share: share of the requests that may find the queue full; a rate above it is not carried.
+
+    Raises ValueError naming the target that is not above zero or not finite.
+    """
+
+    ttft_s: Values | None = None
+    itl_s: Values | None = None
+    tps: Values | None = None
+    max_blocked_share: Values = DEFAULT_MAX_BLOCKED_SHARE
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_s", "itl_s", "tps"):
+            value = getattr(self, name)
+            array = np.asarray(np.nan if value is None else value, dtype=np.float64)
+            require(name, array[~np.isnan(array)], above=0.0)
+            object.__setattr__(self, name, array)
+        share = require("max_blocked_share", self.max_blocked_share, above=0.0)
+        if np.any(share > 1.0):
+            raise ValueError(f"max_blocked_share must be at most 1, got {share.max():g}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape the targets broadcast to."""
+        return np.broadcast_shapes(*(np.shape(value) for value in vars(self).values()))
+
+    def spread(self, shape: tuple[int, ...]) -> "Targets":
+        """The targets along one axis, after broadcasting to a shape."""
+        return Targets(*(np.broadcast_to(np.asarray(value), shape).ravel() for value in vars(self).values()))
+
+    def take(self, index: NDArray[np.intp]) -> "Targets":
+        """Some of the targets of `spread`, in the order of `index`."""
+        return Targets(*(np.asarray(value)[index] for value in vars(self).values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """A time in seconds: its mean, and its percentiles where the model's capabilities include them."""
+
+    mean: Array
+    p50: Array | None = None
+    p90: Array | None = None
+    p95: Array | None = None
+    p99: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """What a rate makes of a server; every array has the broadcast shape of servers and rates.
+
+    offered_rps, throughput_rps: requests per second that arrive, and that are served.
+    capacity_rps: requests per second served when the queue never empties.
+    occupancy, queue_length: mean requests in service, and waiting.
+    blocked_share: share of the offered requests that find the queue full and are lost.
+    wait_s, ttft_s, itl_s, end_to_end_s: times of the requests that are served.
+    overloaded: the offered rate is at or above the capacity.
+    saturation: `Saturation` codes: what holds an overloaded server back.
+    """
+
+    offered_rps: Array
+    throughput_rps: Array
+    capacity_rps: Array
+    occupancy: Array
+    queue_length: Array
+    blocked_share: Array
+    wait_s: Distribution
+    ttft_s: Distribution
+    itl_s: Distribution
+    end_to_end_s: Distribution
+    overloaded: Flags
+    saturation: Codes
+
+
+def saturation(rate_rps: Array, work_s: Array, overloaded: Flags) -> Codes:
+    """What holds overloaded servers back, where no batch, however large, carries a rate of 1 / work."""
+    reason = np.where(rate_rps * work_s >= 1.0, Saturation.COMPUTE, Saturation.BATCH)
+    return np.where(overloaded, reason, Saturation.NONE).astype(np.int8)
+
+
+@dataclass(frozen=True, eq=False)
+class Sizing:
+    """The largest rate each server carries within its targets.
+
+    max_rate_rps: requests per second; 0 where no rate meets the targets.
+    feasible: whether some rate above zero meets them.
+    binding: `Binding` codes: what stops the rate, or what cannot be met.
+    """
+
+    max_rate_rps: Array
+    feasible: Flags
+    binding: Codes
+
+    @classmethod
+    def unknown(cls, shape: tuple[int, ...]) -> "Sizing":
+        """A sizing of a shape whose elements are still to be put."""
+        return cls(np.zeros(shape), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.int8))
+
+    def put(self, elements: NDArray[np.intp], part: "Sizing") -> None:
+        """Writes the sizings along one axis to positions of the flattened shape."""
+        for name, values in vars(self).items():
+            values.put(elements, getattr(part, name))
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a queueing model can answer.
+
+    statistics: the statistics that targets may bound and that `Metrics` holds.
+    kv_memory: whether `Limits.kv_tokens` enters.
+    """
+
+    statistics: frozenset[Statistic]
+    kv_memory: bool = False
+
+    def require(self, model: str, statistic: Statistic) -> None:
+        """Raises ValueError listing what the model supports, if it does not support the statistic."""
+        if statistic not in self.statistics:
+            supported = ", ".join(sorted(self.statistics))
+            raise ValueError(f"statistic {statistic} is not supported by {model}; supported: {supported}")
+
+
+MEANS_ONLY = Capabilities(frozenset({Statistic.MEAN}))
+
+
+class QueueingModel(Protocol):
+    """What a stream of requests makes of an engine with a given iteration law."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
+        """Throughput, occupancy and latencies at a request rate.
+
+        rate_rps: requests per second, finite and at least 0; broadcasts with the servers.
+
+        Raises ValueError naming the argument that is invalid.
+        """
+        ...
+
+    def max_rate(
+        self, server: ServerModel, targets: Targets, statistic: Statistic = Statistic.MEAN
+    ) -> Sizing:
+        """The largest rate that meets the targets, is blocked no more than allowed and is below capacity.
+
+        Raises ValueError naming a statistic outside the capabilities.
+        """
+        ...
+
+    def concurrency(
+        self,
+        server: ServerModel,
+        targets: Targets,
+        statistic: Statistic = Statistic.MEAN,
+        tolerance: float = 0.01,
+    ) -> NDArray[np.int64]:
+        """The smallest batch limit whose largest rate is within `tolerance` of the best over all limits.
+
+        The limits tried are all of 1 … `server.limits.max_batch`; 0 where none of them is feasible.
+
+        Raises ValueError naming a statistic outside the capabilities, or a tolerance outside [0, 1).
+        """
+        ...
