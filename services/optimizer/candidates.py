@@ -1,0 +1,310 @@
+"""From what is known to the problem that solvers see: the candidates of every server, sized in one call."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from schemas.fleet import FleetDeclared, ModelProfile, Server, objective_of
+from schemas.plan import Prediction, ServerStatus
+from services.optimizer.holdings import Catalogue, cost_per_hour, current_allocation, usable_cards
+from services.optimizer.load import Load, planned_load
+from services.optimizer.problem import (
+    Candidate,
+    Held,
+    Problem,
+    ReplicaCase,
+    ServerProblem,
+    transition_value,
+)
+from services.optimizer.settings import OptimizerSettings
+from services.optimizer.sizing import Latencies, Laws, Size, latencies, size
+from services.optimizer.state import State
+from services.perfmodel.queueing import QueueingModel
+
+# The contracts' largest count and cost per hour; what exceeds them is no candidate.
+MOST_REPLICAS = 1_000_000
+MOST_COST_PER_HOUR = 1e12
+LONGEST_LATENCY_S = 86_400.0
+# Replicas are rounded up after rates were found to about this relative precision.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Why a server has no candidates."""
+
+    status: ServerStatus
+    reason: str
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The problem and, by server, everything that plans say beside it.
+
+    excluded: servers with nothing to choose, which keep what they have.
+    dropped: why accelerators are no candidates of a server.
+    """
+
+    problem: Problem
+    loads: Mapping[str, Load]
+    excluded: Mapping[str, Excluded]
+    dropped: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class _Option:
+    server: Server
+    profile: ModelProfile
+    case: ReplicaCase
+    parameters_at_s: float | None
+
+
+@dataclass
+class _Outlook:
+    """One server on its way to candidates or to exclusion."""
+
+    server: Server
+    load: Load
+    current: Held | None
+    options: list[_Option]
+    candidates: list[Candidate]
+    dropped: list[str]
+    excluded: Excluded | None = None
+
+
+def assemble(
+    state: State,
+    fleet: FleetDeclared,
+    model: QueueingModel,
+    laws: Laws,
+    settings: OptimizerSettings,
+    now_s: float,
+) -> Assembly:
+    """The problem of the whole fleet. What is wrong with one server excludes that server only."""
+    catalogue = Catalogue(fleet)
+    outlooks = [
+        _outlook(state, fleet, catalogue, server, model, laws, settings, now_s) for server in fleet.servers
+    ]
+    sizes = size([o.case for outlook in outlooks for o in outlook.options], model, laws)
+    for outlook in outlooks:
+        _add_candidates(outlook, catalogue, sizes)
+    _add_predictions(outlooks, model, laws)
+
+    holding = [o.server for o in outlooks if o.excluded]
+    options = fleet.optimizer
+    budget = options.budget_per_hour
+    problem = Problem(
+        servers=tuple(
+            ServerProblem(
+                server=o.server.name,
+                priority=catalogue.classes[o.server.service_class].priority,
+                candidates=tuple(sorted(o.candidates, key=Candidate.rank)),
+                current=o.current,
+                min_replicas=o.server.min_replicas,
+                max_replicas=o.server.max_replicas,
+                rate_rps=o.load.inputs.rate_rps or 0.0,
+            )
+            for o in outlooks
+            if o.candidates
+        ),
+        capacity=None
+        if options.unlimited
+        else usable_cards(state, fleet, catalogue, holding, settings, now_s),
+        budget_per_hour=None
+        if budget is None
+        else max(0.0, budget - cost_per_hour(state, catalogue, holding)),
+        options=options,
+        now_s=now_s,
+    )
+    return Assembly(
+        problem,
+        {o.server.name: o.load for o in outlooks},
+        {o.server.name: o.excluded for o in outlooks if o.excluded},
+        {o.server.name: tuple(o.dropped) for o in outlooks},
+    )
+
+
+def batch_limit(server: Server, profile: ModelProfile) -> int:
+    """The batch limit of a candidate: pinned by the owner, else the most that the profile allows."""
+    return server.max_batch or profile.max_batch
+
+
+def predict(
+    asked: Sequence[tuple[Candidate, float, int]], model: QueueingModel, laws: Laws
+) -> list[Prediction | None]:
+    """Performance of so many replicas of a candidate that share a rate in requests per second.
+
+    None where there are no replicas to share it or the performance model has no finite answer.
+    """
+    questions = [(c.case, rate / replicas) for c, rate, replicas in asked if replicas > 0]
+    answers = latencies(questions, model, laws)
+    return [
+        _prediction(c, rate / replicas, answers[(c.case, rate / replicas)]) if replicas > 0 else None
+        for c, rate, replicas in asked
+    ]
+
+
+def _prediction(candidate: Candidate, rate_rps: float, times: Latencies | None) -> Prediction | None:
+    if times is None:
+        return None
+    return Prediction(
+        ttft_s=min(times.ttft_s, LONGEST_LATENCY_S),
+        itl_s=min(times.itl_s, LONGEST_LATENCY_S),
+        wait_s=min(times.wait_s, LONGEST_LATENCY_S),
+        utilization_share=rate_rps / candidate.max_rate_rps,
+        objectives_met=rate_rps <= candidate.max_rate_rps * (1.0 + ROUNDING),
+    )
+
+
+def _outlook(
+    state: State,
+    fleet: FleetDeclared,
+    catalogue: Catalogue,
+    server: Server,
+    model: QueueingModel,
+    laws: Laws,
+    settings: OptimizerSettings,
+    now_s: float,
+) -> _Outlook:
+    load = planned_load(state, fleet, server, settings, now_s)
+    current = current_allocation(state, catalogue, server)
+    outlook = _Outlook(server, load, current, [], [], [])
+    if load.missing:
+        outlook.excluded = Excluded(ServerStatus.NO_LOAD, load.missing)
+        return outlook
+    objective = objective_of(fleet, server)
+    predicted = {s.value for s in model.capabilities.statistics}
+    if objective.statistic.value not in predicted:
+        listed = ", ".join(sorted(predicted))
+        outlook.excluded = Excluded(
+            ServerStatus.INFEASIBLE,
+            f"its objectives are on {objective.statistic.value}, which performance model {model.name} "
+            f"does not predict; it predicts {listed}",
+        )
+        return outlook
+    keep = current.accelerator if current and (server.keep_accelerator or load.raise_only) else None
+    for profile in catalogue.models[server.model].profiles:
+        if keep is not None and profile.accelerator != keep:
+            continue
+        law, values, estimated_at_s = _parameters(state, server, profile, laws, outlook.dropped)
+        if law is None:
+            continue
+        case = ReplicaCase(
+            law=law,
+            parameters=values,
+            input_tokens=load.inputs.input_tokens or 0.0,
+            # An engine generates at least one token for every request that it answers.
+            output_tokens=max(1.0, load.inputs.output_tokens or 0.0),
+            max_batch=batch_limit(server, profile),
+            max_queue=server.max_queue,
+            token_budget=profile.token_budget,
+            kv_tokens=profile.kv_tokens,
+            ttft_s=objective.ttft_s,
+            itl_s=objective.itl_s,
+            tokens_per_s=objective.tokens_per_s,
+            statistic=objective.statistic,
+        )
+        outlook.options.append(_Option(server, profile, case, estimated_at_s))
+    if not outlook.options:
+        why = "; ".join(outlook.dropped) or f"its model has no profile for {keep}, which it must keep"
+        outlook.excluded = Excluded(ServerStatus.NO_PARAMETERS, why)
+    return outlook
+
+
+def _parameters(
+    state: State, server: Server, profile: ModelProfile, laws: Laws, dropped: list[str]
+) -> tuple[str | None, tuple[float, ...], float | None]:
+    """Law, values in the law's order, and time of the first usable set: the estimated, else the declared."""
+    estimated = state.parameters.get((server.model, profile.accelerator))
+    for source, known, at_s in (
+        ("estimated", estimated, estimated.estimated_at_s if estimated else None),
+        ("declared", profile.parameters, None),
+    ):
+        if known is None:
+            continue
+        law = laws.get(known.law)
+        if law is None or law.version != str(known.law_version):
+            reason = f"are of law {known.law} version {known.law_version}, which is not installed"
+        elif set(known.values) != set(law.parameter_names):
+            reason = (
+                f"are {', '.join(sorted(known.values))}, but {known.law} has {', '.join(law.parameter_names)}"
+            )
+        elif not any(known.values.values()):
+            reason = "are all zero"
+        else:
+            return known.law, tuple(known.values[name] for name in law.parameter_names), at_s
+        dropped.append(f"{profile.accelerator}: {source} parameters {reason}")
+    if estimated is None and profile.parameters is None:
+        dropped.append(f"{profile.accelerator}: no parameters, neither estimated nor declared")
+    return None, (), None
+
+
+def _add_candidates(outlook: _Outlook, catalogue: Catalogue, sizes: Mapping[ReplicaCase, Size]) -> None:
+    for option in outlook.options:
+        found = sizes[option.case]
+        accelerator = option.profile.accelerator
+        if found.refused:
+            outlook.dropped.append(f"{accelerator}: {found.refused}")
+        elif found.max_rate_rps <= 0:
+            outlook.dropped.append(f"{accelerator}: no rate keeps its objectives, {found.binding} stops it")
+        else:
+            candidate = _candidate(option, outlook, catalogue, found)
+            if candidate:
+                outlook.candidates.append(candidate)
+            else:
+                outlook.dropped.append(f"{accelerator}: it would take more than can be counted")
+    if outlook.options and not outlook.candidates:
+        outlook.excluded = Excluded(ServerStatus.INFEASIBLE, "; ".join(outlook.dropped))
+
+
+def _candidate(option: _Option, outlook: _Outlook, catalogue: Catalogue, found: Size) -> Candidate | None:
+    server, profile, current = option.server, option.profile, outlook.current
+    accelerator = catalogue.accelerators[profile.accelerator]
+    rate = outlook.load.inputs.rate_rps or 0.0
+    needed = rate / found.max_rate_rps
+    floor = server.min_replicas
+    if outlook.load.raise_only and current:
+        floor = max(floor, current.replicas)
+    most = MOST_REPLICAS if server.max_replicas is None else server.max_replicas
+    cost = profile.accelerator_count * accelerator.cost_per_hour
+    if needed > MOST_REPLICAS:
+        return None
+    for_rate = max(math.ceil(needed * (1.0 - ROUNDING)), 1 if rate > 0 else 0)
+    replicas = min(max(for_rate, floor), most)
+    if replicas * cost > MOST_COST_PER_HOUR:
+        return None
+    if replicas < for_rate:
+        binding, served = "maximum", replicas / needed
+    else:
+        binding, served = ("minimum" if floor > for_rate or rate == 0 else found.binding), 1.0
+    return Candidate(
+        server=server.name,
+        accelerator=accelerator.name,
+        type=accelerator.type,
+        accelerator_count=profile.accelerator_count,
+        units_per_replica=profile.accelerator_count * accelerator.multiplicity,
+        max_batch=option.case.max_batch,
+        max_rate_rps=found.max_rate_rps,
+        needed_replicas=needed,
+        replicas=replicas,
+        served_share=served,
+        cost_per_replica_per_hour=cost,
+        value=transition_value(accelerator.name, replicas * cost, current),
+        binding=binding,
+        case=option.case,
+        parameters_at_s=option.parameters_at_s,
+    )
+
+
+def _add_predictions(outlooks: Iterable[_Outlook], model: QueueingModel, laws: Laws) -> None:
+    asked = [
+        (c, o.load.inputs.rate_rps or 0.0, replicas)
+        for o in outlooks
+        for c in o.candidates
+        for replicas in (c.replicas, c.replicas - 1)
+    ]
+    answers = iter(predict(asked, model, laws))
+    for outlook in outlooks:
+        outlook.candidates = [
+            replace(c, predicted=next(answers), predicted_one_fewer=next(answers)) for c in outlook.candidates
+        ]

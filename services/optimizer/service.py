@@ -1,0 +1,151 @@
+"""The optimizer on the bus: gathers a control cycle, plans beside the event loop, publishes."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from schemas.plan import PlanIssued
+from schemas.request import SolveAnswered, SolveRequested
+from services.optimizer.core import Generation, State, observe, plan
+from services.optimizer.settings import Settings
+from services.optimizer.solver import Solver
+from services.optimizer.trigger import Trigger
+from services.perfmodel.law import IterationLaw
+from services.perfmodel.queueing import QueueingModel
+from services.runtime import plugins
+from services.runtime.bus import Conflict
+from services.runtime.envelope import Emit, Event
+from services.runtime.errors import Fatal, Retry
+from services.runtime.service import Outcome, Service, Task, VerbHandler
+
+
+class OptimizerService(Service):
+    """Keeps the newest of everything and plans once per control cycle."""
+
+    name = "optimizer"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.optimizer
+        self._model: QueueingModel = plugins.build("stoker.queueing", self._settings.performance_model)
+        self._laws: dict[str, IterationLaw] = {
+            point.name: plugins.build("stoker.laws", point.name)
+            for point in plugins.listed()
+            if point.group == "stoker.laws"
+        }
+        self._solvers: dict[str, Solver] = {}
+        if self._settings.solver is not None:
+            self._solver(self._settings.solver)
+        self._state = State()
+        self._trigger = Trigger()
+        self._woken = asyncio.Event()
+        self._manifest_sequence = 0
+        self._refused = ""
+
+    def hydrate(self, events: Sequence[Event]) -> None:
+        self._take(events)
+
+    def handle(self, events: Sequence[Event]) -> Outcome:
+        return Outcome(accept=lambda: self._take(events))
+
+    def _take(self, events: Sequence[Event]) -> None:
+        wall_s = time.monotonic()
+        for event in events:
+            self._state = observe(self._state, event.payload)
+            self._trigger = self._trigger.note(event.payload, event.correlation_id, wall_s)
+            if isinstance(event.payload, PlanIssued):
+                self._manifest_sequence = max(self._manifest_sequence, event.sequence)
+        self._woken.set()
+
+    def tasks(self) -> Mapping[str, Task]:
+        return {"plan": self._plan_when_due}
+
+    def verbs(self) -> Mapping[str, VerbHandler]:
+        return {"solve": self._answer_solve}
+
+    def trouble(self) -> Sequence[str]:
+        if self._state.fleet is None:
+            return ("no fleet is declared yet",)
+        return (self._refused,) if self._refused else ()
+
+    async def _plan_when_due(self) -> None:
+        while True:
+            due_s = self._due_in_s()
+            if due_s is None or due_s > 0:
+                self._woken.clear()
+                try:
+                    await asyncio.wait_for(self._woken.wait(), due_s)
+                except TimeoutError:
+                    continue
+                continue
+            cycle = self._trigger.cycle
+            self._trigger = self._trigger.planned()
+            if self.host.active:
+                await self._plan_and_publish(cycle)
+
+    def _due_in_s(self) -> float | None:
+        fleet = self._state.fleet
+        if fleet is None:
+            return None
+        servers = frozenset(server.name for server in fleet.servers)
+        settings = self._settings
+        return self._trigger.due_in_s(servers, time.monotonic(), settings.debounce_s, settings.max_wait_s)
+
+    async def _plan_and_publish(self, cycle: str) -> None:
+        try:
+            solver = self._solver_in_force()
+        except plugins.PluginRefused as error:
+            self._refused = str(error)
+            self.host.log.error("not planned", error=str(error))
+            return
+        self._refused = ""
+        planned, generation = await self._planned(solver)
+        self._state = replace(
+            self._state, last_generation=planned.last_generation, last_plans=planned.last_plans
+        )
+        try:
+            await self.host.publish([Emit(p, "", cycle, "", p.expires_at_s) for p in generation.plans])
+            manifest = generation.manifest
+            fenced = Emit(manifest, "", cycle, "", manifest.expires_at_s, self._manifest_sequence)
+            (self._manifest_sequence,) = await self.host.publish([fenced])
+        except Conflict as error:
+            raise Fatal(f"another optimizer has issued a plan: {error}") from error
+        except Retry as error:
+            self.host.log.warning("plan not published", generation=manifest.generation, error=str(error))
+            return
+        for note in generation.notes:
+            self.host.log.warning("not honoured", note=note)
+
+    async def _planned(self, solver: Solver) -> tuple[State, Generation]:
+        """One generation from what is known now, made in a thread so that messages are still taken."""
+        began = time.perf_counter()
+        now_s = self.host.clock.now_s()
+        state, generation = await asyncio.to_thread(
+            plan, self._state, solver, self._model, self._laws, self._settings, now_s
+        )
+        seconds = time.perf_counter() - began
+        self.host.metrics.stage.labels(self.name, "plan").observe(seconds)
+        manifest = generation.manifest.model_copy(update={"solve_s": seconds})
+        return state, replace(generation, manifest=manifest)
+
+    async def _answer_solve(self, request: SolveRequested) -> SolveAnswered:
+        if self._state.fleet is None:
+            raise ValueError("no fleet is declared yet")
+        solver = self._solver(request.solver) if request.solver else self._solver_in_force()
+        known = {server.name for server in self._state.fleet.servers}
+        if unknown := sorted(set(request.servers) - known):
+            raise ValueError(
+                f"servers: {', '.join(unknown)} not declared; declared: {', '.join(sorted(known))}"
+            )
+        _, generation = await self._planned(solver)
+        plans = tuple(p for p in generation.plans if not request.servers or p.server in request.servers)
+        return SolveAnswered(manifest=generation.manifest, plans=plans)
+
+    def _solver_in_force(self) -> Solver:
+        assert self._state.fleet is not None
+        return self._solver(self._settings.solver or self._state.fleet.optimizer.solver)
+
+    def _solver(self, name: str) -> Solver:
+        if name not in self._solvers:
+            self._solvers[name] = plugins.build("stoker.solvers", name)
+        return self._solvers[name]
