@@ -12,6 +12,7 @@ class AlertKind(StrEnum):
     """What the alert is about; also the last token of its subject."""
 
     NO_SERIES = "no_series"
+    UNKNOWN_SERVER = "unknown_server"
     STALE_DATA = "stale_data"
     PARTIAL_DATA = "partial_data"
     CAPACITY_SHORTFALL = "capacity_shortfall"

@@ -21,8 +21,6 @@ from services.runtime.errors import Reject, TooLarge
 
 SPEC_VERSION = "1.0"
 _HEADER_BYTES_MAX = 8 * 1024
-_SUBJECT_BYTES_MAX = 2048
-"""The server ends a connection whose protocol line, subjects included, exceeds 4 KiB."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +82,10 @@ class Wire:
 def encode(emit: Emit, source: str, now_s: float) -> Wire:
     """Write a fact as subject, body and headers.
 
-    Parameters: source, the publishing service; now_s, Unix seconds. Raises TooLarge above 900 KiB, or when
-    names make the subject longer than the server takes.
+    Parameters: source, the publishing service; now_s, Unix seconds. Raises TooLarge above 900 KiB.
     """
     topic = TOPIC_BY_PAYLOAD[type(emit.payload)]
     subject = topic.subject(emit.payload)
-    if len(subject) > _SUBJECT_BYTES_MAX:
-        raise TooLarge(f"{subject[:80]}… has {len(subject)} bytes: at most {_SUBJECT_BYTES_MAX} are carried")
     data = emit.payload.model_dump_json(exclude_none=True).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise TooLarge(f"{subject} has {len(data)} bytes: at most {MAX_MESSAGE_BYTES} are carried")

@@ -30,7 +30,8 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) to "?([^
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _HEADER_BYTES = 8 * 1024
 _HEADER_MARGIN = 64
-_CONNECT_S = 5.0
+_SUBJECT_BYTES = 2048
+"""The server ends a connection whose protocol line, subjects included, exceeds 4 KiB."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,6 @@ class Bus:
             for pull in bus._pulls if bus else ():
                 pull.reopen()
 
-        client = Client()
         options: dict[str, Any] = {
             "servers": settings.url.split(","),
             "name": f"stoker-{service}",
@@ -98,20 +98,25 @@ class Bus:
             options["tls"] = ssl.create_default_context(cafile=str(settings.ca_file))
         deadline = loop.time() + settings.connect_timeout_s
         while True:
+            client = Client()
             try:
-                await client.connect(**(options | {"allow_reconnect": False}))
-                await client.close()
-                client = Client()
-                await asyncio.wait_for(client.connect(**options), _CONNECT_S)
+                # The library goes on for ever when it may reconnect, bad credentials included.
+                async with asyncio.timeout_at(deadline):
+                    await client.connect(**(options | {"allow_reconnect": False}))
+                    await client.close()
+                    client = Client()
+                    await client.connect(**options)
                 break
             except (OSError, nats.errors.Error, TimeoutError) as error:
-                if "uthorization" in str(error):
+                cause = client.last_error or error
+                await client.close()
+                if "uthorization" in str(cause):
                     raise Fatal(
-                        f"NATS at {settings.url} refused the credentials of {service}: {error}"
+                        f"NATS at {settings.url} refused the credentials of {service}: {cause}"
                     ) from error
-                if loop.time() > deadline:
+                if loop.time() >= deadline:
                     raise Fatal(
-                        f"no NATS server at {settings.url}: {error or type(error).__name__}"
+                        f"no NATS server at {settings.url}: {cause or type(cause).__name__}"
                     ) from error
                 await asyncio.sleep(0.1)
         version = client.connected_server_version
@@ -149,11 +154,22 @@ class Bus:
 
         Raises Denied, Conflict (an expected sequence no longer holds), TooLarge, or Retry when time is up.
         """
-        return await self._store(wire.subject, wire.data, wire.headers)
+        try:
+            return await self._store(wire.subject, wire.data, wire.headers)
+        except Conflict:
+            # The server looks at the expected sequence before the id, so what is in the way may be this very
+            # message, stored although its acknowledgement was lost.
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                last = await self._jetstream.get_last_msg(wire.stream, wire.subject, direct=True)
+                if (last.headers or {}).get("Nats-Msg-Id") == wire.id:
+                    return Stored(last.seq or 0, True)
+            raise
 
     async def _store(self, subject: str, data: bytes, headers: dict[str, str] | None) -> Stored:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.publish_deadline_s
+        if len(subject) > _SUBJECT_BYTES:
+            raise TooLarge(f"{subject[:80]}… has {len(subject)} bytes: at most {_SUBJECT_BYTES} are carried")
         size = len(data) + sum(len(k) + len(v) + 4 for k, v in (headers or {}).items()) + _HEADER_MARGIN
         if size > self._client.max_payload:
             raise TooLarge(f"{subject} has {size} bytes: the server takes {self._client.max_payload}")

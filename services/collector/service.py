@@ -1,0 +1,161 @@
+"""The collector on the bus: reads every source once per control cycle and publishes what it saw."""
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from schemas.alert import AlertKind, AlertRaised
+from schemas.fleet import FleetDeclared
+from services.collector.core import State, dump, load, step
+from services.collector.fleet_files import FleetRefused, fingerprint, read_fleet
+from services.collector.settings import Settings
+from services.collector.source import Problem, Readings, Source
+from services.runtime import plugins
+from services.runtime.envelope import Emit
+from services.runtime.errors import Fatal, Retry
+from services.runtime.service import Outcome, Service, Task
+from services.runtime.settings import clock_of
+
+
+class CollectorService(Service):
+    """Owns the fleet from files, the windows, the inventory and the start-up times that it learns."""
+
+    name: ClassVar[str] = "collector"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.collector
+        if unknown := sorted(set(self._settings.source_settings) - set(self._settings.sources)):
+            raise plugins.PluginRefused(
+                f"collector.source_settings: {', '.join(unknown)} not among the sources"
+            )
+        to_clock_s = clock_of(settings.clock).to_clock_s
+        self._sources: list[Source] = [
+            plugins.build(
+                "stoker.sources", name, self._settings.source_settings.get(name), to_clock_s=to_clock_s
+            )
+            for name in self._settings.sources
+        ]
+        self._state = State()
+        self._fleet: FleetDeclared | None = None
+        self._fingerprint: object = None
+        self._refused = ""
+
+    async def open(self) -> None:
+        path = self._fleet_path()
+        try:
+            self._fingerprint = fingerprint([path])
+            self._fleet = read_fleet([path], self.host.clock.now_s())
+        except (FleetRefused, OSError) as error:
+            raise Fatal(str(error)) from error
+
+    def restore(self, snapshots: Mapping[str, bytes]) -> None:
+        for key, raw in snapshots.items():
+            try:
+                self._state = load(self._state, key, raw)
+            except ValueError as error:
+                self.host.log.warning("snapshot left out", key=key, error=str(error))
+
+    def tasks(self) -> Mapping[str, Task]:
+        return {"cycle": self._collect_each_cycle}
+
+    def trouble(self) -> Sequence[str]:
+        return (f"the fleet was changed and is refused: {self._refused}",) if self._refused else ()
+
+    async def close(self) -> None:
+        await asyncio.gather(*(source.close() for source in self._sources))
+
+    def _fleet_path(self) -> Path:
+        if self._settings.fleet is None:
+            raise Fatal("collector.fleet: expected the file or folder that declares the fleet")
+        return self._settings.fleet
+
+    async def _collect_each_cycle(self) -> None:
+        clock, cycle_s = self.host.clock, self._settings.cycle_s
+        await self._declare()
+        while True:
+            at_s = (math.floor(clock.now_s() / cycle_s) + 1) * cycle_s
+            await clock.sleep_until(at_s)
+            if not self.host.active:
+                continue
+            began = time.perf_counter()
+            try:
+                await self._reload_fleet()
+                await self._collect(f"cycle-{at_s:.0f}")
+            except Retry as error:
+                self.host.log.warning("cycle not published; the next window covers it", error=str(error))
+            self.host.metrics.stage.labels(self.name, "cycle").observe(time.perf_counter() - began)
+
+    async def _collect(self, cycle: str) -> None:
+        fleet = self._fleet
+        assert fleet is not None
+        readings: list[Readings] = await asyncio.gather(*(self._poll(source) for source in self._sources))
+
+        def take() -> Outcome:
+            state, out = step(self._state, readings, fleet, self.host.clock.now_s(), self._settings)
+
+            def accept() -> None:
+                self._state = state
+
+            facts = [*out.alerts, *out.inventory, *([out.capacity] if out.capacity else []), *out.telemetry]
+            snapshots: dict[str, bytes | None] = {key: dump(state, key) for key in out.changed}
+            return Outcome(
+                emits=[Emit(fact, "", cycle) for fact in facts],
+                snapshots=snapshots | dict.fromkeys(out.dropped),
+                skipped=out.skipped,
+                accept=accept,
+            )
+
+        await self.host.transact(take)
+
+    async def _poll(self, source: Source) -> Readings:
+        """One source's readings; one that raises, which it should not, counts as failed."""
+        try:
+            return await source.poll(self.host.clock.now_s())
+        except Exception as error:
+            self.host.log.exception("source raised", source=source.name)
+            problem = Problem(AlertKind.SOURCE_FAILED, source.name, f"{type(error).__name__}: {error}"[:4000])
+            return Readings(source.name, source.provides, problems=(problem,))
+
+    async def _declare(self) -> None:
+        """Say what the fleet is; whoever starts later reads it from the bus."""
+        assert self._fleet is not None
+        while True:
+            try:
+                await self.host.publish([Emit(self._fleet)])
+                return
+            except Retry as error:
+                self.host.log.warning("fleet not published yet", error=str(error))
+
+    async def _reload_fleet(self) -> None:
+        """Take up a changed declaration; a bad one is refused loudly and the old one stays in force."""
+        path, now_s = self._fleet_path(), self.host.clock.now_s()
+        try:
+            seen = fingerprint([path])
+            if seen == self._fingerprint:
+                return
+            fleet = read_fleet([path], now_s)
+        except (FleetRefused, OSError) as error:
+            if str(error) != self._refused:
+                self._refused = str(error)
+                await self._alert(f"{error}"[:4000], resolved=False, now_s=now_s)
+            return
+        self._fingerprint = seen
+        if self._refused:
+            self._refused = ""
+            await self._alert("the fleet is declared well again", resolved=True, now_s=now_s)
+        if self._fleet is None or fleet.revision != self._fleet.revision:
+            self._fleet = fleet
+            await self._declare()
+
+    async def _alert(self, message: str, resolved: bool, now_s: float) -> None:
+        alert = AlertRaised(
+            kind=AlertKind.FLEET_REFUSED,
+            subject="fleet",
+            resolved=resolved,
+            message=message,
+            raised_at_s=now_s,
+        )
+        await self.host.publish([Emit(alert)])
