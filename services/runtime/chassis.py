@@ -87,7 +87,7 @@ class Chassis:
         async with self._stepping:
             if self._lease is None or not self._lease.held:
                 raise Retry(f"this instance does not hold the lease of {self.service.name}")
-            outcome = step()
+            outcome = await asyncio.to_thread(step) if self.service.heavy else step()
             await self.publish(outcome.emits)
             await _side_by_side(self._save(key, value) for key, value in outcome.snapshots.items())
             if outcome.accept is not None:
@@ -161,6 +161,8 @@ class Chassis:
             done, _ = await asyncio.wait([*working, stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopping}:
                 error = None if task.cancelled() else task.exception()
+                if error is None and self._stop.is_set():
+                    continue
                 raise Fatal(f"{self.service.name}.{task.get_name()} ended: {error!r}") from error
             self._phase = "stopping"
             for pull in pulls:
@@ -200,7 +202,7 @@ class Chassis:
 
     async def _consume(self, pull: Pull) -> None:
         while not self._stop.is_set():
-            if batch := await pull.next():
+            if batch := await pull.next(self.service.linger_s):
                 try:
                     await self._process(batch)
                 except Retry as error:

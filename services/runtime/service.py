@@ -64,6 +64,10 @@ class Service:
     """A service's shell: it turns events into calls of a pure core, and the core's outputs into an Outcome."""
 
     name: ClassVar[str]
+    heavy: ClassVar[bool] = False
+    """Whether its steps on messages take long enough to run beside the event loop, in a thread."""
+    linger_s: ClassVar[float] = 0.0
+    """Wall seconds to wait for more messages after the first, where a step per batch is what costs."""
     host: Host
 
     async def open(self) -> None:

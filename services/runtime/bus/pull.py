@@ -53,8 +53,10 @@ class Pull:
         """Forget the open requests, which a new connection does not know."""
         self._open = 0
 
-    async def next(self) -> list[Raw]:
+    async def next(self, linger_s: float = 0.0) -> list[Raw]:
         """All that has arrived, at most a batch; waits until there is something; nothing once stopped.
+
+        With `linger_s` it waits that long for more after the first.
 
         Raises TopologyDrift when the server has known no such consumer for half a minute.
         """
@@ -73,6 +75,8 @@ class Pull:
                     self.reopen()
             if self._rebuffed_s is not None and loop.time() - self._rebuffed_s > _GONE_S:
                 raise TopologyDrift(f"{self._ask_subject} has no answer; run `stoker bus apply`")
+            if found and linger_s:
+                await asyncio.sleep(linger_s)
             while len(found) < self._batch and not self._arrived.empty():
                 self._sort(self._arrived.get_nowait(), found)
         return found

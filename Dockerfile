@@ -1,0 +1,17 @@
+# One image for every service; the command says which.
+FROM python:3.13-slim AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY schemas schemas
+COPY services services
+RUN python -m venv /opt/stoker \
+ && /opt/stoker/bin/pip install --no-cache-dir --constraint constraints.txt \
+    '.[collector,tuner,predictor,optimizer,actuator]'
+
+FROM python:3.13-slim
+COPY --from=build /opt/stoker /opt/stoker
+ENV PATH=/opt/stoker/bin:$PATH PYTHONUNBUFFERED=1 STOKER_HTTP__HOST=0.0.0.0 STOKER_HTTP__PORT=8080
+USER 65532:65532
+EXPOSE 8080
+ENTRYPOINT ["stoker"]
+CMD ["--help"]

@@ -1,0 +1,197 @@
+"""The stability gate: a plan's target passes a list of rules, each of which may hold, clamp or refuse it. Pure.
+
+Rules stand in a configured order; each sees the target that the one before left. A decision names the last rule
+that changed the target, or `plan` when none did.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
+
+from schemas.decision import Verdict
+from schemas.fleet import Objective, Server
+from schemas.plan import Allocation, PlanProposed
+from schemas.telemetry import InventoryObserved, TelemetryObserved
+
+Target = tuple[Allocation, ...]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the gate remembers of one server; all times are control time in Unix seconds.
+
+    recommended: (when, replicas) of plans, oldest first. reversals: when the direction of changes turned.
+    asked: the last target that was given to the server, None before the first.
+    written: replicas by accelerator as last known to be written, and when; intended: as last handed to the target,
+    which may have taken them although its answer was lost.
+    """
+
+    recommended: tuple[tuple[float, int], ...] = ()
+    direction: int = 0
+    reversals: tuple[float, ...] = ()
+    moved_at_s: float | None = None
+    asked: Target | None = None
+    written: dict[str, int] = field(default_factory=dict)
+    intended: dict[str, int] = field(default_factory=dict)
+    intended_at_s: float | None = None
+    written_at_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that a rule may look at."""
+
+    server: Server
+    objective: Objective
+    plan: PlanProposed
+    current: Target
+    inventory: InventoryObserved
+    telemetry: TelemetryObserved | None
+    memory: Memory
+    paused: bool
+    startup_s: float
+    now_s: float
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a rule makes of a target: the new one, why, until when, and the figures that it looked at."""
+
+    target: Target
+    verdict: Verdict
+    reason: str
+    until_s: float | None = None
+    evidence: dict[str, float] = field(default_factory=dict)
+    advice_only: bool = False
+    """Nothing may be written at all, and no later rule is asked."""
+
+
+class Rule(Protocol):
+    """A plug-in: constructed with its settings, without state of its own."""
+
+    name: ClassVar[str]
+
+    def judge(self, case: Case, target: Target) -> Ruling | None:
+        """The target to go on with, or nothing when the rule has no objection."""
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The outcome for one server."""
+
+    target: Target
+    verdict: Verdict
+    rule: str
+    reason: str
+    until_s: float | None
+    evidence: dict[str, float]
+    advice_only: bool = False
+
+
+def pass_gate(case: Case, rules: Sequence[Rule]) -> Gated:
+    """Send a plan's target through the rules; the same case gives the same outcome."""
+    target = case.current if case.plan.allocations is None else case.plan.allocations
+    last: tuple[str, Ruling] | None = None
+    for rule in rules:
+        ruling = rule.judge(case, target)
+        if ruling is None:
+            continue
+        if ruling.advice_only:
+            evidence = _figures(case, ruling.target) | ruling.evidence
+            return Gated(
+                ruling.target,
+                ruling.verdict,
+                rule.name,
+                ruling.reason,
+                ruling.until_s,
+                evidence,
+                advice_only=True,
+            )
+        if same(ruling.target, target) and case.plan.allocations is not None:
+            continue
+        target, last = ruling.target, (rule.name, ruling)
+    figures = _figures(case, target)
+    if last is None:
+        return Gated(target, Verdict.ALLOW, "plan", case.plan.explanation or "as planned", None, figures)
+    name, ruling = last
+    verdict = Verdict.HOLD if same(target, case.current) else Verdict.CLAMP
+    return Gated(target, verdict, name, ruling.reason, ruling.until_s, figures | ruling.evidence)
+
+
+def _figures(case: Case, target: Target) -> dict[str, float]:
+    figures = {"current_replicas": float(total(case.current)), "gated_replicas": float(total(target))}
+    if case.plan.allocations is not None:
+        figures["planned_replicas"] = float(total(case.plan.allocations))
+    if (needed := needed_replicas(case.plan)) is not None:
+        figures["needed_replicas"] = needed
+    if case.plan.inputs.rate_rps is not None:
+        figures["planned_rate_rps"] = case.plan.inputs.rate_rps
+    return figures
+
+
+def total(target: Target) -> int:
+    """Replicas on all accelerators."""
+    return sum(a.replicas for a in target)
+
+
+def accelerators(target: Target) -> frozenset[str]:
+    """The accelerators that hold at least one replica."""
+    return frozenset(a.accelerator for a in target if a.replicas)
+
+
+def same(one: Target, other: Target) -> bool:
+    """Whether two targets ask for the same replicas and batch limits."""
+    return _essence(one) == _essence(other)
+
+
+def _essence(target: Target) -> set[tuple[str, int, int]]:
+    return {(a.accelerator, a.replicas, a.max_batch) for a in target if a.replicas}
+
+
+def resized(target: Target, replicas: int) -> Target:
+    """The target with another number of replicas; a mix keeps its proportions as nearly as it can."""
+    before = total(target)
+    if replicas == before or not target:
+        return target
+    if len(target) == 1:
+        shares = [replicas]
+    else:
+        exact = [a.replicas * replicas / before if before else replicas / len(target) for a in target]
+        shares = [int(x) for x in exact]
+        order = sorted(range(len(target)), key=lambda i: (int(exact[i]) - exact[i], i))
+        for i in order[: replicas - sum(shares)]:
+            shares[i] += 1
+    return tuple(_with_replicas(a, n) for a, n in zip(target, shares, strict=True))
+
+
+def _with_replicas(allocation: Allocation, replicas: int) -> Allocation:
+    each = allocation.cost_per_hour / allocation.replicas if allocation.replicas else 0.0
+    return allocation.model_copy(update={"replicas": replicas, "cost_per_hour": each * replicas})
+
+
+def needed_replicas(plan: PlanProposed) -> float | None:
+    """Replicas that the planned load takes, before rounding up."""
+    if plan.needed_share is None or plan.allocations is None:
+        return None
+    return plan.needed_share * total(plan.allocations)
+
+
+def remember(case: Case, gated: Gated, keep_s: float) -> Memory:
+    """The memory after a decision."""
+    memory, now_s = case.memory, case.now_s
+    recommended = tuple((at, n) for at, n in memory.recommended if at > now_s - keep_s)
+    if case.plan.allocations is not None:
+        recommended = (*recommended, (now_s, total(case.plan.allocations)))
+    change = total(gated.target) - total(case.current)
+    direction = (change > 0) - (change < 0)
+    turned = direction != 0 and memory.direction not in (0, direction)
+    reversals = tuple(at for at in memory.reversals if at > now_s - keep_s)
+    held = accelerators(case.current)
+    moved = bool(held) and accelerators(gated.target) != held and bool(accelerators(gated.target))
+    return replace(
+        memory,
+        recommended=recommended,
+        direction=direction or memory.direction,
+        reversals=(*reversals, now_s) if turned else reversals,
+        moved_at_s=now_s if moved else memory.moved_at_s,
+    )

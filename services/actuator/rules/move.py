@@ -1,0 +1,82 @@
+"""The rule about moves: another accelerator, another batch limit, another split."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.decision import Verdict
+from services.actuator.gate import Case, Ruling, Target, accelerators, resized, total
+
+_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class MoveSettings(BaseModel):
+    """Settings of the move rule."""
+
+    model_config = _CONFIG
+
+    saving_share: Annotated[float, Field(ge=0, lt=1)] = 0.10
+    """Least saving of cost, as a share, that is worth a move."""
+    saved_over_disturbed: Annotated[float, Field(ge=0)] = 0.5
+    """Least share of cost saved over share of replicas disturbed."""
+    dwell_s: Annotated[float, Field(ge=0, le=604_800)] = 1800.0
+    """Control seconds that a server stays where it was moved to."""
+    batch_share: Annotated[float, Field(ge=0)] = 0.10
+    """Change of a batch limit, as a share, up to which the limit in force is kept."""
+
+
+class Move:
+    """A move must pay and may not follow soon upon another; when what is there fails, it is free."""
+
+    name: ClassVar[str] = "move"
+    Settings: ClassVar[type[BaseModel]] = MoveSettings
+
+    def __init__(self, settings: MoveSettings) -> None:
+        self._settings = settings
+
+    def judge(self, case: Case, target: Target) -> Ruling | None:
+        if not total(case.current) or not total(target):
+            return None
+        if accelerators(target) == accelerators(case.current):
+            return self._batch(case, target)
+        if case.plan.predicted_current is None or not case.plan.predicted_current.objectives_met:
+            return None
+        reason, until_s = self._objection(case, target)
+        if reason is None:
+            return None
+        return Ruling(case.current, Verdict.HOLD, reason, until_s)
+
+    def _objection(self, case: Case, target: Target) -> tuple[str | None, float | None]:
+        settings, moved_at_s = self._settings, case.memory.moved_at_s
+        if moved_at_s is not None and case.now_s < moved_at_s + settings.dwell_s:
+            until_s = moved_at_s + settings.dwell_s
+            return f"it moved {case.now_s - moved_at_s:.0f} s ago and stays {settings.dwell_s:.0f} s", until_s
+        before = sum(a.cost_per_hour for a in case.current)
+        after = sum(a.cost_per_hour for a in target)
+        saving = (before - after) / before if before > 0 else 0.0
+        kept = {a.accelerator: a.replicas for a in target}
+        disturbed = sum(max(0, a.replicas - kept.get(a.accelerator, 0)) for a in case.current)
+        share = disturbed / total(case.current)
+        if saving < settings.saving_share or (share and saving / share < settings.saved_over_disturbed):
+            to = "+".join(sorted(accelerators(target)))
+            return f"moving {share:.0%} of the replicas to {to} would save only {saving:.0%}", None
+        return None, None
+
+    def _batch(self, case: Case, target: Target) -> Ruling | None:
+        """Keep the batch limit in force when the new one is close to it, or was changed lately."""
+        held = {a.accelerator: a.max_batch for a in case.current}
+        dwells = case.memory.moved_at_s is not None and (
+            case.now_s < case.memory.moved_at_s + self._settings.dwell_s
+        )
+        kept = tuple(
+            a.model_copy(update={"max_batch": held[a.accelerator]})
+            if a.replicas and (dwells or self._is_close(held[a.accelerator], a.max_batch))
+            else a
+            for a in target
+        )
+        if kept == target:
+            return None
+        return Ruling(resized(kept, total(target)), Verdict.CLAMP, "the batch limit in force is close enough")
+
+    def _is_close(self, held: int, wanted: int) -> bool:
+        return held != wanted and abs(wanted - held) <= self._settings.batch_share * held

@@ -1,0 +1,140 @@
+"""Rules about whether the plan may be acted upon at all."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.base import Quality
+from schemas.decision import Verdict
+from services.actuator.gate import Case, Ruling, Target, accelerators, same, total
+
+_CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class NoSettings(BaseModel):
+    """Nothing to set."""
+
+    model_config = _CONFIG
+
+
+class Opinion:
+    """A plan without allocations has no opinion: hold."""
+
+    name: ClassVar[str] = "opinion"
+    Settings: ClassVar[type[BaseModel]] = NoSettings
+
+    def __init__(self, settings: NoSettings) -> None:
+        del settings
+
+    def judge(self, case: Case, target: Target) -> Ruling | None:
+        if case.plan.allocations is not None:
+            return None
+        reason = (
+            f"{case.plan.status.value}: {case.plan.explanation}"
+            if case.plan.explanation
+            else case.plan.status.value
+        )
+        return Ruling(case.current, Verdict.HOLD, reason)
+
+
+class Pause:
+    """A server that is paused, by its declaration or on request, is only advised."""
+
+    name: ClassVar[str] = "pause"
+    Settings: ClassVar[type[BaseModel]] = NoSettings
+
+    def __init__(self, settings: NoSettings) -> None:
+        del settings
+
+    def judge(self, case: Case, target: Target) -> Ruling | None:
+        if not (case.paused or case.server.paused):
+            return None
+        return Ruling(case.current, Verdict.REJECT, "paused: the plan is advice only", advice_only=True)
+
+
+class OwnershipSettings(BaseModel):
+    """Settings of the ownership rule."""
+
+    model_config = _CONFIG
+
+    settle_s: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    """Control seconds after our own write before an inventory that differs from it speaks of another writer."""
+
+
+class Ownership:
+    """Another writer changed the target (an autoscaler, a person): leave it alone until resumed."""
+
+    name: ClassVar[str] = "ownership"
+    Settings: ClassVar[type[BaseModel]] = OwnershipSettings
+
+    def __init__(self, settings: OwnershipSettings) -> None:
+        self._settings = settings
+
+    def judge(self, case: Case, target: Target) -> Ruling | None:
+        foreign = foreign_replicas(case, self._settings.settle_s)
+        if foreign is None:
+            return None
+        found = ", ".join(f"{n}×{a}" for a, n in sorted(foreign.items()) if n) or "none"
+        ours = ", ".join(f"{n}×{a}" for a, n in sorted(case.memory.written.items()) if n) or "none"
+        reason = f"another writer set {found} where {ours} was written; advice only until `actuator.resume`"
+        return Ruling(case.current, Verdict.REJECT, reason, advice_only=True)
+
+
+def foreign_replicas(case: Case, settle_s: float) -> dict[str, int] | None:
+    """Replicas by accelerator as another writer set them, or nothing when they are our own."""
+    memory = case.memory
+    if memory.written_at_s is None or case.inventory.observed_at_s < memory.written_at_s + settle_s:
+        return None
+    desired = {v.accelerator: v.desired for v in case.inventory.variants}
+    names = desired.keys() | memory.written.keys() | memory.intended.keys()
+    ours = all(
+        desired.get(name, 0) in (memory.written.get(name, 0), memory.intended.get(name, 0)) for name in names
+    )
+    return None if ours else desired
+
+
+class FreshnessSettings(BaseModel):
+    """Settings of the freshness rule."""
+
+    model_config = _CONFIG
+
+    telemetry_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    """Control seconds after which a window no longer allows less capacity; four cycles of 30 s."""
+    inventory_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """Control seconds after which an inventory says nothing about what the server has."""
+
+
+class Freshness:
+    """On doubt never less: missing or stale measurements hold what would take replicas away or move them."""
+
+    name: ClassVar[str] = "freshness"
+    Settings: ClassVar[type[BaseModel]] = FreshnessSettings
+
+    def __init__(self, settings: FreshnessSettings) -> None:
+        self._settings = settings
+
+    def judge(self, case: Case, target: Target) -> Ruling | None:
+        if case.plan.expires_at_s < case.now_s:
+            late_s = case.now_s - case.plan.expires_at_s
+            return Ruling(case.current, Verdict.HOLD, f"the plan expired {late_s:.0f} s ago")
+        inventory_age_s = case.now_s - case.inventory.observed_at_s
+        if case.inventory.quality is Quality.MISSING or inventory_age_s > self._settings.inventory_s:
+            return Ruling(
+                case.current, Verdict.HOLD, f"the inventory is {inventory_age_s:.0f} s old or missing"
+            )
+        doubt = self._doubt(case)
+        less = total(target) < total(case.current) or not accelerators(case.current) <= accelerators(target)
+        if doubt is None or not less or same(target, case.current):
+            return None
+        return Ruling(case.current, Verdict.HOLD, f"{doubt}: nothing is taken away")
+
+    def _doubt(self, case: Case) -> str | None:
+        window = case.telemetry
+        if window is None:
+            return "nothing was measured yet"
+        if window.quality in (Quality.MISSING, Quality.STALE):
+            return f"telemetry is {window.quality.value}"
+        age_s = case.now_s - window.window_end_s
+        if age_s > self._settings.telemetry_s:
+            return f"telemetry is {age_s:.0f} s old"
+        return None

@@ -1,0 +1,45 @@
+"""What a target is: the place where decisions are carried out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from pydantic import BaseModel
+
+from schemas.actuation import FailureReason, VariantScale
+from schemas.telemetry import InventoryObserved
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A target took what was asked; `changed` when anything was different before."""
+
+    changed: bool
+    resource_version: str | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A target did not take what was asked; the next cycle asks again."""
+
+    reason: FailureReason
+    message: str
+
+
+class Target(Protocol):
+    """A plug-in: constructed as `Plugin(settings)`.
+
+    `writes` is False for a target that only reports what it would do.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[BaseModel]]
+    writes: ClassVar[bool]
+
+    async def apply(
+        self, server: str, scales: Sequence[VariantScale], inventory: InventoryObserved
+    ) -> Applied | Failed:
+        """Write the scales of one server; every failure is a value, so that one cannot stop the next."""
+
+    async def close(self) -> None:
+        """Release connections; closing twice is harmless."""

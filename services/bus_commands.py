@@ -1,0 +1,132 @@
+"""`stoker bus`: streams and consumers from the topic table, watching, parked messages."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from schemas.topics import ROOT, Stream, topic_of_subject
+from services.live import as_json as line_of
+from services.runtime.bus import Bus
+from services.runtime.envelope import Raw, Wire
+from services.runtime.settings import RuntimeSettings, load
+from services.runtime.topology import topology
+
+bus = typer.Typer(help="Streams, consumers, watching, parked messages.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+_KEPT = ("ce-", "content-type")
+
+
+def _with_bus(work: Callable[[Bus], Awaitable[int]]) -> None:
+    async def connected() -> int:
+        held = await Bus.connect(load(RuntimeSettings).bus, "cli")
+        try:
+            return await work(held)
+        finally:
+            await held.close()
+
+    try:
+        raise SystemExit(asyncio.run(connected()))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@bus.command("apply")
+def apply() -> None:
+    """Create or update streams, consumers and buckets; the second time changes nothing."""
+
+    async def work(held: Bus) -> int:
+        changed = await held.apply(topology())
+        print("\n".join(changed) or "nothing to change")
+        return 0
+
+    _with_bus(work)
+
+
+@bus.command("verify")
+def verify() -> None:
+    """Compare the server with the topic table; exit 1 when they differ."""
+
+    async def work(held: Bus) -> int:
+        drift = await held.verify(topology())
+        print("\n".join(drift) or "as the topic table says")
+        return 1 if drift else 0
+
+    _with_bus(work)
+
+
+@bus.command("tail")
+def tail(
+    subject: Annotated[str, typer.Argument(help="Subject or wildcard.")] = f"{ROOT}.>",
+    count: Annotated[int | None, typer.Option(min=1, help="End after this many.")] = None,
+) -> None:
+    """Print messages as they are published, one JSON object per line."""
+
+    async def work(held: Bus) -> int:
+        seen = 0
+        async for raw in held.listen(subject):
+            print(line_of(raw), flush=True)
+            seen += 1
+            if seen == count:
+                break
+        return 0
+
+    _with_bus(work)
+
+
+@bus.command("dlq")
+def dlq(
+    redrive: Annotated[
+        list[int] | None, typer.Option(help="Sequence in DLQ to publish again; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List parked messages with the reason, or publish some again under their own subjects."""
+
+    async def work(held: Bus) -> int:
+        parked = await held.everything(Stream.DLQ.value, [f"{ROOT}.dlq.>"])
+        return await _redrive(held, parked, redrive) if redrive else _list(parked, as_json)
+
+    _with_bus(work)
+
+
+def _list(parked: list[Raw], as_json: bool) -> int:
+    rows = [
+        {
+            "sequence": raw.sequence,
+            "subject": raw.headers.get("stoker-subject", ""),
+            "consumer": raw.headers.get("stoker-consumer", ""),
+            "reason": raw.headers.get("stoker-reason", ""),
+            "bytes": len(raw.data),
+        }
+        for raw in parked
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = Table("sequence", "subject", "consumer", "bytes", "reason")
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in ("sequence", "subject", "consumer", "bytes", "reason")))
+    Console().print(table if rows else "nothing is parked")
+    return 0
+
+
+async def _redrive(held: Bus, parked: list[Raw], sequences: list[int]) -> int:
+    by_sequence = {raw.sequence: raw for raw in parked}
+    code = 0
+    for sequence in sequences:
+        raw = by_sequence.get(sequence)
+        subject = raw.headers.get("stoker-subject", "") if raw else ""
+        topic = topic_of_subject(subject)
+        if raw is None or topic is None:
+            print(f"{sequence}: {'belongs to no topic' if raw else 'is not parked'}")
+            code = 2
+            continue
+        headers = {k: v for k, v in raw.headers.items() if k.lower().startswith(_KEPT)}
+        await held.publish(Wire(subject, raw.data, headers, "", topic.stream))
+        print(f"{sequence}: published again to {subject}")
+    return code

@@ -1,0 +1,168 @@
+"""From telemetry to observations: one replica over one window, if it says something about its engine."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from schemas.base import Quality
+from schemas.fleet import ModelProfile
+from schemas.telemetry import Latency, ReplicaTelemetry, TelemetryObserved
+from services.tuner.settings import ObservationSettings
+
+
+class Excluded(StrEnum):
+    """Why a replica's window, or a whole window, teaches nothing."""
+
+    WARMING_UP = "warming_up"
+    QUALITY = "quality"
+    EPOCH_CHANGED = "epoch_changed"
+    TOO_FEW_REQUESTS = "too_few_requests"
+    INCOMPLETE = "incomplete"
+    NOT_POSITIVE = "not_positive"
+    UNDECLARED = "undeclared"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One replica over one window.
+
+    rate_rps: requests offered per second; where that is unknown, requests completed.
+    input_tokens, output_tokens: means of its requests.
+    ttft_s: mean time to first token; None where requests waited, which no steady state explains.
+    itl_s: mean inter-token latency.
+    requests: how many requests both means rest on.
+    saturated: whether the batch was full, so that the rate does not determine it.
+    running, waiting: requests at the end of the window, None when unknown.
+    occupancy: mean requests in service by Little's law on what was completed.
+    """
+
+    server: str
+    replica: str
+    window_end_s: float
+    epoch: str
+    rate_rps: float
+    input_tokens: float
+    output_tokens: float
+    ttft_s: float | None
+    itl_s: float
+    requests: float
+    saturated: bool
+    running: float | None
+    waiting: float | None
+    occupancy: float
+    max_batch: int
+    token_budget: int
+
+
+def observations(
+    telemetry: TelemetryObserved,
+    profiles: Mapping[str, ModelProfile],
+    settings: ObservationSettings,
+    previous_epoch: str | None = None,
+) -> tuple[tuple[tuple[str, Observation], ...], Counter[Excluded]]:
+    """The observations of a window, each with its accelerator, and how many were left out for which reason.
+
+    profiles: declared profiles of the model by accelerator; a replica on any other is left out.
+    previous_epoch: epoch of the server's window before; where it differs, this window may hold some of both.
+    """
+    excluded: Counter[Excluded] = Counter()
+    if telemetry.quality is not Quality.OK and telemetry.quality is not Quality.PARTIAL:
+        excluded[Excluded.QUALITY] += max(1, len(telemetry.replicas))
+        return (), excluded
+    if previous_epoch is not None and previous_epoch != telemetry.epoch:
+        excluded[Excluded.EPOCH_CHANGED] += max(1, len(telemetry.replicas))
+        return (), excluded
+    found: list[tuple[str, Observation]] = []
+    for replica in telemetry.replicas:
+        profile = profiles.get(replica.accelerator)
+        seen = Excluded.UNDECLARED if profile is None else _observation(telemetry, replica, profile, settings)
+        if isinstance(seen, Observation):
+            found.append((replica.accelerator, seen))
+        else:
+            excluded[seen] += 1
+    return tuple(found), excluded
+
+
+def _observation(
+    telemetry: TelemetryObserved,
+    replica: ReplicaTelemetry,
+    profile: ModelProfile,
+    settings: ObservationSettings,
+) -> Observation | Excluded:
+    if replica.warming_up:
+        return Excluded.WARMING_UP
+    if replica.quality is not Quality.OK:
+        return Excluded.QUALITY
+    offered, completed = replica.offered_rate_rps, replica.completed_rate_rps
+    rate = offered if offered is not None else completed
+    input_tokens = replica.input_tokens if replica.input_tokens is not None else telemetry.input_tokens
+    output_tokens = replica.output_tokens if replica.output_tokens is not None else telemetry.output_tokens
+    itl, ttft = replica.itl, replica.ttft
+    if rate is None or input_tokens is None or output_tokens is None or itl is None:
+        return Excluded.INCOMPLETE
+    requests = _requests(telemetry, itl, ttft, completed)
+    if requests < settings.min_requests:
+        return Excluded.TOO_FEW_REQUESTS
+    if rate <= 0 or itl.mean_s <= 0 or output_tokens < 1 or (ttft is not None and ttft.mean_s <= 0):
+        return Excluded.NOT_POSITIVE
+    max_batch = replica.max_batch if replica.max_batch is not None else profile.max_batch
+    waiting = _waiting(telemetry, replica)
+    saturated = _saturated(telemetry, replica, waiting, max_batch, settings)
+    queued = saturated or (waiting is not None and waiting >= 1.0)
+    served = completed if completed is not None else rate
+    sojourn = (ttft.mean_s if ttft is not None and not queued else 0.0) + output_tokens * itl.mean_s
+    return Observation(
+        server=telemetry.server,
+        replica=replica.replica,
+        window_end_s=telemetry.window_end_s,
+        epoch=telemetry.epoch,
+        rate_rps=rate,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        ttft_s=None if ttft is None or queued else ttft.mean_s,
+        itl_s=itl.mean_s,
+        requests=requests,
+        saturated=saturated,
+        running=replica.running,
+        waiting=waiting,
+        occupancy=min(served * sojourn, float(max_batch)),
+        max_batch=max_batch,
+        token_budget=profile.token_budget,
+    )
+
+
+def _requests(
+    telemetry: TelemetryObserved, itl: Latency, ttft: Latency | None, completed: float | None
+) -> float:
+    """Requests behind the means: ITL may be counted by token, and tokens of one request are no new evidence."""
+    counts = [itl.count]
+    if ttft is not None:
+        counts.append(ttft.count)
+    if completed is not None:
+        counts.append(completed * (telemetry.window_end_s - telemetry.window_start_s))
+    return min(counts)
+
+
+def _waiting(telemetry: TelemetryObserved, replica: ReplicaTelemetry) -> float | None:
+    if replica.waiting is not None or telemetry.waiting is None:
+        return replica.waiting
+    return telemetry.waiting / len(telemetry.replicas)
+
+
+def _saturated(
+    telemetry: TelemetryObserved,
+    replica: ReplicaTelemetry,
+    waiting: float | None,
+    max_batch: int,
+    settings: ObservationSettings,
+) -> bool:
+    if waiting is not None and waiting >= max(1.0, settings.waiting_share * max_batch):
+        return True
+    offered, completed = replica.offered_rate_rps, replica.completed_rate_rps
+    if offered is None or completed is None:
+        return False
+    arrivals = offered * (telemetry.window_end_s - telemetry.window_start_s)
+    excess = arrivals * (1.0 - completed / offered) if offered > 0 else 0.0
+    return excess > max(settings.excess_share * arrivals, 3.0 * math.sqrt(arrivals))

@@ -1,0 +1,129 @@
+"""The services of docker-compose.yml as processes of this machine, with the addresses of this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+SERVICES = ("simulator", "collector", "tuner", "predictor", "optimizer", "actuator")
+
+
+class Deployment:
+    """Starts, kills and watches the processes.
+
+    Parameters: bus_url; folder, for logs, fleet and plant; speed, control seconds per wall second; cycle_s.
+    """
+
+    def __init__(self, bus_url: str, folder: Path, fleet: str, plant: str, speed: float, cycle_s: float) -> None:
+        self.folder = folder
+        self.speed = speed
+        self.anchor_s = time.time()
+        (folder / "fleet.yaml").write_text(fleet)
+        (folder / "plant.yaml").write_text(plant)
+        self._compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+        self._ports = {name: _free_port() for name in SERVICES}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._own = {
+            "STOKER_BUS__URL": bus_url,
+            "STOKER_HTTP__HOST": "127.0.0.1",
+            "STOKER_CLOCK__SPEED": str(speed),
+            "STOKER_CLOCK__ANCHOR_S": str(self.anchor_s),
+            "STOKER_COLLECTOR__FLEET": str(folder / "fleet.yaml"),
+            "STOKER_COLLECTOR__CYCLE_S": str(cycle_s),
+            "STOKER_COLLECTOR__SOURCES": '["endpoints", "simulated"]',
+            "STOKER_COLLECTOR__SOURCE_SETTINGS": json.dumps(
+                {"endpoints": {"urls": [f"{self.url('simulator')}/metrics"]}, "simulated": {"url": self.url("simulator")}}
+            ),
+            "STOKER_ACTUATOR__TARGET_SETTINGS": json.dumps({"url": self.url("simulator")}),
+            "STOKER_SIMULATOR__PLANT": str(folder / "plant.yaml"),
+            "STOKER_LEASE_S": "1.5",
+        }
+
+    def url(self, service: str) -> str:
+        return f"http://127.0.0.1:{self._ports[service]}"
+
+    def now_s(self) -> float:
+        """Control time."""
+        return self.anchor_s + (time.time() - self.anchor_s) * self.speed
+
+    def apply_bus(self) -> None:
+        command = [sys.executable, "-m", "services.cli", *self._compose["bus-apply"]["command"]]
+        subprocess.run(command, env=self._environment("bus-apply", 0), check=True, capture_output=True, timeout=30)
+
+    def start(self, service: str) -> None:
+        command = [sys.executable, "-m", "services.cli", *self._compose[service]["command"]]
+        log = (self.folder / f"{service}.log").open("ab")
+        self._running[service] = subprocess.Popen(
+            command, env=self._environment(service, self._ports[service]), stdout=log, stderr=log, cwd=REPOSITORY
+        )
+
+    def kill(self, service: str) -> None:
+        """SIGKILL: no chance to say goodbye."""
+        process = self._running.pop(service)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def alive(self, service: str) -> bool:
+        return self._running[service].poll() is None
+
+    def stop(self) -> dict[str, int]:
+        """SIGTERM to all; returns the exit codes."""
+        for process in self._running.values():
+            process.terminate()
+        codes = {}
+        for name, process in self._running.items():
+            try:
+                codes[name] = process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes[name] = process.wait()
+        self._running.clear()
+        return codes
+
+    def ready(self, service: str) -> bool:
+        path = "/livez" if service == "simulator" else "/readyz"
+        try:
+            with urllib.request.urlopen(self.url(service) + path, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def inventory(self) -> dict[str, dict[str, int]]:
+        """Desired replicas by server and accelerator, as the fleet has them."""
+        with urllib.request.urlopen(self.url("simulator") + "/inventory", timeout=10) as answer:
+            servers = json.load(answer)["servers"]
+        return {s["name"]: {v["accelerator"]: v["desired"] for v in s["variants"]} for s in servers}
+
+    def log(self, service: str) -> str:
+        return (self.folder / f"{service}.log").read_text(errors="replace")
+
+    def _environment(self, service: str, port: int) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("STOKER_") or k == "STOKER_DATA"}
+        declared: dict[str, Any] = self._compose[service]["environment"]
+        return inherited | declared | self._own | {"STOKER_HTTP__PORT": str(port)}
+
+
+def until(condition: Callable[[], object], within_s: float, what: str) -> None:
+    """Poll a condition until it holds; fails the test when it does not in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s:g} s: {what}")
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
