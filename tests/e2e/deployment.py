@@ -9,13 +9,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+STOKER = str(Path(sys.executable).parent / "stoker")
 SERVICES = ("simulator", "collector", "tuner", "predictor", "optimizer", "actuator")
 
 
@@ -25,7 +25,9 @@ class Deployment:
     Parameters: bus_url; folder, for logs, fleet and plant; speed, control seconds per wall second; cycle_s.
     """
 
-    def __init__(self, bus_url: str, folder: Path, fleet: str, plant: str, speed: float, cycle_s: float) -> None:
+    def __init__(
+        self, bus_url: str, folder: Path, fleet: str, plant: str, speed: float, cycle_s: float
+    ) -> None:
         self.folder = folder
         self.speed = speed
         self.anchor_s = time.time()
@@ -43,7 +45,10 @@ class Deployment:
             "STOKER_COLLECTOR__CYCLE_S": str(cycle_s),
             "STOKER_COLLECTOR__SOURCES": '["endpoints", "simulated"]',
             "STOKER_COLLECTOR__SOURCE_SETTINGS": json.dumps(
-                {"endpoints": {"urls": [f"{self.url('simulator')}/metrics"]}, "simulated": {"url": self.url("simulator")}}
+                {
+                    "endpoints": {"urls": [f"{self.url('simulator')}/metrics"]},
+                    "simulated": {"url": self.url("simulator")},
+                }
             ),
             "STOKER_ACTUATOR__TARGET_SETTINGS": json.dumps({"url": self.url("simulator")}),
             "STOKER_SIMULATOR__PLANT": str(folder / "plant.yaml"),
@@ -58,14 +63,20 @@ class Deployment:
         return self.anchor_s + (time.time() - self.anchor_s) * self.speed
 
     def apply_bus(self) -> None:
-        command = [sys.executable, "-m", "services.cli", *self._compose["bus-apply"]["command"]]
-        subprocess.run(command, env=self._environment("bus-apply", 0), check=True, capture_output=True, timeout=30)
+        command = [STOKER, *self._compose["bus-apply"]["command"]]
+        subprocess.run(
+            command, env=self._environment("bus-apply", 0), check=True, capture_output=True, timeout=30
+        )
 
     def start(self, service: str) -> None:
-        command = [sys.executable, "-m", "services.cli", *self._compose[service]["command"]]
+        command = [STOKER, *self._compose[service]["command"]]
         log = (self.folder / f"{service}.log").open("ab")
         self._running[service] = subprocess.Popen(
-            command, env=self._environment(service, self._ports[service]), stdout=log, stderr=log, cwd=REPOSITORY
+            command,
+            env=self._environment(service, self._ports[service]),
+            stdout=log,
+            stderr=log,
+            cwd=REPOSITORY,
         )
 
     def kill(self, service: str) -> None:
@@ -112,15 +123,6 @@ class Deployment:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("STOKER_") or k == "STOKER_DATA"}
         declared: dict[str, Any] = self._compose[service]["environment"]
         return inherited | declared | self._own | {"STOKER_HTTP__PORT": str(port)}
-
-
-def until(condition: Callable[[], object], within_s: float, what: str) -> None:
-    """Poll a condition until it holds; fails the test when it does not in time."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within_s:g} s: {what}")
-        time.sleep(0.05)
 
 
 def _free_port() -> int:
