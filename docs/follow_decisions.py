@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import jsonschema
 import nats
@@ -19,5 +20,4 @@ async def follow(url: str, schema: dict, count: int) -> None:
 
 
 if __name__ == "__main__":  # python follow_decisions.py nats://… decision.made.v1.json 10
-    with open(sys.argv[2]) as file:
-        asyncio.run(follow(sys.argv[1], json.load(file), int(sys.argv[3])))
+    asyncio.run(follow(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), int(sys.argv[3])))

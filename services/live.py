@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -79,7 +78,7 @@ class Board:
             self.changes += 1
             text = f"{decision.server}: {_allocated(decision.current)} → {_allocated(decision.gated)}"
             self.news.append(
-                (decision.decided_at_s, _VERDICT_STYLE[decision.verdict], f"{text}  {decision.reason}")
+                (decision.decided_at_s, _VERDICT_STYLE[decision.verdict], f"{text}  {_line(decision.reason)}")
             )
 
     def draw(self, now_s: float, note: str) -> RenderableType:
@@ -103,9 +102,10 @@ class Board:
 
     def _servers(self) -> RenderableType:
         table = Table(expand=True)
-        for title in ("server", "class", "load", "forecast", "TTFT", "ITL", "replicas", "decision", "why"):
-            justify: Any = "right" if title in ("load", "forecast", "TTFT", "ITL") else "left"
-            table.add_column(title, justify=justify, no_wrap=title != "why", overflow="ellipsis")
+        for title in ("server", "class", "load", "forecast", "TTFT", "ITL", "replicas", "decision"):
+            right = title in ("load", "forecast", "TTFT", "ITL")
+            table.add_column(title, justify="right" if right else "left", no_wrap=True)
+        table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)
         for server in self.fleet.servers if self.fleet else ():
             assert self.fleet is not None
             window = self.telemetry.get(server.name)
@@ -121,7 +121,7 @@ class Board:
                 _against(window.itl.mean_s if window and window.itl else None, objective.itl_s),
                 _held(self.inventory.get(server.name)),
                 Text(decision.verdict.value, _VERDICT_STYLE[decision.verdict]) if decision else "–",
-                Text(f"{decision.rule}: {decision.reason}", "dim") if decision else "–",
+                Text(f"{decision.rule}: {_line(decision.reason)}", "dim") if decision else "–",
             )
         return table
 
@@ -186,6 +186,10 @@ def _against(value_s: float | None, objective_s: float | None) -> Text:
     if objective_s is None:
         return Text(f"{text} ms")
     return Text(f"{text}/{objective_s * 1000:.0f} ms", "red" if value_s > objective_s else "green")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _moment(at_s: float) -> str:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from schemas.actuation import VariantScale
 from schemas.alert import AlertKind, AlertRaised
-from schemas.base import Contract
+from schemas.base import Contract, Quality
 from schemas.decision import DecisionMade
 from schemas.fleet import FleetDeclared, ModelProfile, Server, objective_of, startup_assumed_s
 from schemas.plan import Allocation, PlanIssued, PlanProposed
@@ -113,7 +113,8 @@ def decide(
         if plan is None or plan.generation != generation:
             undecided[server.name] = "it has no plan in this generation"
             continue
-        if inventory is None:
+        held = state.memory.get(server.name, Memory()).asked
+        if inventory is None or (inventory.quality is not Quality.OK and not (writes and held is not None)):
             undecided[server.name] = "nothing is known of its replicas"
             continue
         case = _case(state, fleet, server, plan, inventory, now_s, writes)
@@ -122,22 +123,32 @@ def decide(
             refused[server.name] = gated.reason
         decisions.append(_decision(case, gated, generation, now_s, writes))
         remembered = remember(case, gated, settings.remember_s)
+        if not writes:
+            remembered = replace(case.memory, recommended=remembered.recommended)
         scales = surge(gated.target, inventory)
         if writes and not gated.advice_only:
             remembered = replace(remembered, asked=gated.target)
         # An inventory from before the last write does not show it; writing again would run into our own change.
         sees_all = case.memory.intended_at_s is None or inventory.observed_at_s > case.memory.intended_at_s
         if differs(scales, inventory) and sees_all and not gated.advice_only:
-            counts = {scale.accelerator: scale.replicas for scale in scales}
-            remembered = replace(remembered, intended=counts, intended_at_s=now_s)
+            if writes:
+                remembered = replace(
+                    remembered,
+                    written=remembered.written | _taken(case.memory, inventory),
+                    intended={scale.accelerator: scale.replicas for scale in scales},
+                    intended_at_s=now_s,
+                )
             writings.append(Writing(server.name, generation, gated.target, scales, inventory))
         memory[server.name] = remembered
+    # A server that is not decided was not looked at, so what was said of it stands.
+    unseen = {(AlertKind.FOREIGN_WRITER.value, name) for name in undecided} & state.alerted
     found = {(AlertKind.FOREIGN_WRITER.value, name): text for name, text in refused.items()} | {
         (AlertKind.CAPACITY_SHORTFALL.value, s.server): (
             f"{s.missing_replicas} replicas on {s.accelerator} are missing for its objectives"
         )
         for s in state.manifest.shortfall
     }
+    found |= dict.fromkeys(unseen, "")
     alerts = _alerts(state.alerted, found, now_s)
     unavailable = tuple(_unavailable(state, fleet, settings, now_s))
     until_s = {kind: at for kind, at in state.unavailable_until_s.items() if at > now_s}
@@ -202,6 +213,15 @@ def _case(
         startup_s=_startup_s(fleet, server, inventory),
         now_s=now_s,
     )
+
+
+def _taken(memory: Memory, inventory: InventoryObserved) -> dict[str, int]:
+    """Counts handed to the target that the inventory shows, whether or not an answer came."""
+    return {
+        v.accelerator: v.desired
+        for v in inventory.variants
+        if memory.intended.get(v.accelerator) == v.desired
+    }
 
 
 def _held(fleet: FleetDeclared, server: Server, inventory: InventoryObserved) -> tuple[Allocation, ...]:
@@ -339,13 +359,17 @@ def load(state: State, key: str, raw: bytes) -> State:
             recommended=tuple((float(at), int(n)) for at, n in kept["recommended"]),
             direction=int(kept["direction"]),
             reversals=tuple(map(float, kept["reversals"])),
-            moved_at_s=kept["moved_at_s"],
+            moved_at_s=_time_s(kept["moved_at_s"]),
             asked=None if asked is None else tuple(Allocation.model_validate(a) for a in asked),
             written={str(name): int(n) for name, n in kept["written"].items()},
             intended={str(name): int(n) for name, n in kept["intended"].items()},
-            written_at_s=kept["written_at_s"],
-            intended_at_s=kept["intended_at_s"],
+            written_at_s=_time_s(kept["written_at_s"]),
+            intended_at_s=_time_s(kept["intended_at_s"]),
         )
     except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
         raise ValueError(f"snapshot {key!r} cannot be read: {error}") from None
     return replace(state, memory={**state.memory, key.removeprefix(SERVER): memory})
+
+
+def _time_s(value: float | None) -> float | None:
+    return None if value is None else float(value)

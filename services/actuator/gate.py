@@ -148,15 +148,24 @@ def _essence(target: Target) -> set[tuple[str, int, int]]:
     return {(a.accelerator, a.replicas, a.max_batch) for a in target if a.replicas}
 
 
-def resized(target: Target, replicas: int) -> Target:
-    """The target with another number of replicas; a mix keeps its proportions as nearly as it can."""
+def resized(target: Target, replicas: int, held: Target = ()) -> Target:
+    """The target with another number of replicas; a mix keeps its proportions as nearly as it can.
+
+    Parameters: held, replicas that a mix keeps as far as the target has them; no more than `replicas` in all.
+    """
     before = total(target)
     if replicas == before or not target:
         return target
     if len(target) == 1:
         shares = [replicas]
     else:
-        exact = [a.replicas * replicas / before if before else replicas / len(target) for a in target]
+        counts = {a.accelerator: a.replicas for a in held}
+        kept = [min(a.replicas, counts.get(a.accelerator, 0)) for a in target]
+        spare, more = before - sum(kept), replicas - sum(kept)
+        exact = [
+            n + ((a.replicas - n) * more / spare if spare else more / len(target))
+            for a, n in zip(target, kept, strict=True)
+        ]
         shares = [int(x) for x in exact]
         order = sorted(range(len(target)), key=lambda i: (int(exact[i]) - exact[i], i))
         for i in order[: replicas - sum(shares)]:
@@ -167,6 +176,10 @@ def resized(target: Target, replicas: int) -> Target:
 def _with_replicas(allocation: Allocation, replicas: int) -> Allocation:
     each = allocation.cost_per_hour / allocation.replicas if allocation.replicas else 0.0
     return allocation.model_copy(update={"replicas": replicas, "cost_per_hour": each * replicas})
+
+
+def _batches(target: Target) -> dict[str, int]:
+    return {a.accelerator: a.max_batch for a in target if a.replicas}
 
 
 def needed_replicas(plan: PlanProposed) -> float | None:
@@ -182,12 +195,13 @@ def remember(case: Case, gated: Gated, keep_s: float) -> Memory:
     recommended = tuple((at, n) for at, n in memory.recommended if at > now_s - keep_s)
     if case.plan.allocations is not None:
         recommended = (*recommended, (now_s, total(case.plan.allocations)))
-    change = total(gated.target) - total(case.current)
+    held, asked = _batches(case.current), _batches(gated.target)
+    moved = bool(held) and bool(asked) and held != asked
+    # Replicas on other accelerators, or with another batch limit, do not compare: a move has no direction.
+    change = 0 if moved else total(gated.target) - total(case.current)
     direction = (change > 0) - (change < 0)
     turned = direction != 0 and memory.direction not in (0, direction)
     reversals = tuple(at for at in memory.reversals if at > now_s - keep_s)
-    held = accelerators(case.current)
-    moved = bool(held) and accelerators(gated.target) != held and bool(accelerators(gated.target))
     return replace(
         memory,
         recommended=recommended,

@@ -118,7 +118,7 @@ class ActuatorService(Service):
             for allocation in decision.gated:
                 metrics.desired.labels(decision.server, allocation.accelerator).set(allocation.replicas)
         for server, reason in outputs.undecided.items():
-            self.host.log.warning("not decided", server=server, reason=reason)
+            self.host.log.info("not decided", server=server, reason=reason)
         await self._write(outputs.writings, cycle)
 
     async def _write(self, writings: Sequence[Writing], cycle: str) -> None:

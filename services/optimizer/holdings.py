@@ -33,12 +33,18 @@ class Catalogue:
 
 
 def current_allocation(state: State, catalogue: Catalogue, server: Server) -> Held | None:
-    """What a server is asked to have now, where most of it is; None when unknown or nothing."""
+    """What a server is asked to have now, where most of it is; None when unknown or nothing.
+
+    While it moves it has replicas in two places; then it is where its last plan wants it.
+    """
     inventory = state.inventory.get(server.name)
     asked: Counter[str] = Counter()
     for variant in inventory.variants if inventory else ():
         asked[variant.accelerator] += variant.desired
-    accelerator, replicas = min(asked.items(), key=lambda item: (-item[1], item[0]), default=("", 0))
+    last = state.last_plans.get(server.name)
+    wanted = {a.accelerator for a in last.allocations or ()} if last else set()
+    order = sorted(asked.items(), key=lambda item: (item[0] not in wanted or not item[1], -item[1], item[0]))
+    accelerator, replicas = order[0] if order else ("", 0)
     if replicas == 0:
         return None
     return Held(accelerator, replicas, replicas * catalogue.cost_per_replica(server.model, accelerator))

@@ -15,8 +15,9 @@ from services.perfmodel.law import IterationLaw
 from services.perfmodel.queueing import QueueingModel
 from services.runtime import plugins
 from services.runtime.bus import Conflict
-from services.runtime.envelope import Emit, Event
-from services.runtime.errors import Fatal, Retry
+from services.runtime.envelope import Emit, Event, Raw, decode
+from services.runtime.errors import Fatal, Reject, Retry
+from services.runtime.intake import AHEAD_S
 from services.runtime.service import Outcome, Service, Task, VerbHandler
 
 
@@ -105,16 +106,34 @@ class OptimizerService(Service):
         )
         try:
             await self.host.publish([Emit(p, "", cycle, "", p.expires_at_s) for p in generation.plans])
-            manifest = generation.manifest
-            fenced = Emit(manifest, "", cycle, "", manifest.expires_at_s, self._manifest_sequence)
-            (self._manifest_sequence,) = await self.host.publish([fenced])
-        except Conflict as error:
-            raise Fatal(f"another optimizer has issued a plan: {error}") from error
+            await self._issue(generation.manifest, cycle)
         except Retry as error:
-            self.host.log.warning("plan not published", generation=manifest.generation, error=str(error))
+            number = generation.manifest.generation
+            self.host.log.warning("plan not published", generation=number, error=str(error))
             return
         for note in generation.notes:
             self.host.log.warning("not honoured", note=note)
+
+    async def _issue(self, manifest: PlanIssued, cycle: str) -> None:
+        """Publish a manifest unless another optimizer was first; raises Fatal then.
+
+        What else lies on its subject, unreadable, expired or an older manifest repeated, is nobody's plan.
+        """
+        while True:
+            fence = self._manifest_sequence
+            try:
+                emit = Emit(manifest, "", cycle, "", manifest.expires_at_s, fence)
+                (self._manifest_sequence,) = await self.host.publish([emit])
+                return
+            except Conflict as error:
+                if error.last is None:
+                    raise Retry(f"{error}; what is there could not be read") from error
+                found = _generation(error.last, self.host.clock.now_s())
+                if found >= manifest.generation:
+                    raise Fatal(
+                        f"another optimizer has issued generation {found}, this one is at {manifest.generation}"
+                    ) from error
+                self._manifest_sequence = error.last.sequence
 
     async def _planned(self, solver: Solver) -> tuple[State, Generation]:
         """One generation from what is known now, made in a thread so that messages are still taken."""
@@ -149,3 +168,15 @@ class OptimizerService(Service):
         if name not in self._solvers:
             self._solvers[name] = plugins.build("stoker.solvers", name)
         return self._solvers[name]
+
+
+def _generation(raw: Raw, now_s: float) -> int:
+    """The generation of the manifest in a message; -1 when none is in it, or none of the present."""
+    try:
+        event = decode(raw)
+    except Reject:
+        return -1
+    expired = event.expires_at_s is not None and event.expires_at_s < now_s
+    if not isinstance(event.payload, PlanIssued) or expired or event.as_of_s > now_s + AHEAD_S:
+        return -1
+    return event.payload.generation

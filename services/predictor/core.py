@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from schemas.base import Contract, Quality
@@ -17,6 +17,10 @@ from services.predictor.settings import PredictorSettings
 _USABLE = (Quality.OK, Quality.PARTIAL)
 _UNKNOWN_STARTUP_S = 120.0
 _HIGHEST_RPS = 1e7
+_LONGEST_S = 1e9
+_MOST_TOKENS = 1e9
+# Below a millisecond a rate is a rounding error of two clock readings.
+_NARROWEST_S = 1e-3
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def step(
     issued = []
     for name, window in newest.items():
         width_s = window.window_end_s - window.window_start_s
-        horizon_s = lead_time_s(state, name, window.model) + width_s
+        horizon_s = min(lead_time_s(state, name, window.model) + width_s, _LONGEST_S)
         series[name], spoken = speak(series[name], width_s, horizon_s, forecasters, settings)
         if spoken is not None:
             issued.append(_forecast(series[name], window, horizon_s, spoken))
@@ -102,13 +106,16 @@ def _why_not(window: TelemetryObserved, series: Series) -> str:
         return f"{window.quality.value} window"
     if window.offered_rate_rps is None:
         return "window without a rate"
+    if window.window_end_s - max(window.window_start_s, series.end_s) < _NARROWEST_S:
+        return "window too short"
     return ""
 
 
 def _with_tokens(series: Series, window: TelemetryObserved, settings: PredictorSettings) -> Series:
     width_s = window.window_end_s - window.window_start_s
     keep = 0.5 ** (width_s / settings.token_half_life_s)
-    weight = (window.completed_rate_rps or 0.0) * width_s
+    finished_rps = window.completed_rate_rps
+    weight = (finished_rps if finished_rps is not None else window.offered_rate_rps or 0.0) * width_s
     inputs = window.input_tokens if weight else None
     outputs = window.output_tokens if weight else None
     return replace(
@@ -145,14 +152,16 @@ def _forecast(series: Series, window: TelemetryObserved, horizon_s: float, spoke
 
 def _mean(discounted_mean: tuple[float, float]) -> float | None:
     total, weight = discounted_mean
-    return total / weight if weight > 1e-9 else None
+    return min(total / weight, _MOST_TOKENS) if weight > 1e-9 else None
 
 
 def dump(state: State, server: str, forecasters: Sequence[Forecaster[Any]]) -> bytes:
     """One server's series as JSON; floats keep every bit."""
     series = state.series[server]
     kept = {f.name: f.dump(series.states[f.name]) for f in forecasters if f.name in series.states}
-    return json.dumps(asdict(replace(series, states={})) | {"states": kept}).encode()
+    records = {name: vars(replace(record, rising=())) for name, record in series.records.items()}
+    opened = [vars(one) for one in series.open]
+    return json.dumps(vars(series) | {"states": kept, "records": records, "open": opened}).encode()
 
 
 def load(state: State, server: str, raw: bytes, forecasters: Sequence[Forecaster[Any]]) -> State:
@@ -164,7 +173,14 @@ def load(state: State, server: str, raw: bytes, forecasters: Sequence[Forecaster
             states={f.name: f.load(kept["states"][f.name]) for f in forecasters if f.name in kept["states"]},
             open=tuple(Open(**one) for one in kept["open"]),
             records={
-                name: Record(tuple(map(float, r["ratios"])), r["loss"], r["weight"], r["scored"])
+                name: Record(
+                    ratios=tuple(map(float, r["ratios"])),
+                    loss=float(r["loss"]),
+                    weight=float(r["weight"]),
+                    scored=int(r["scored"]),
+                    rise_rps=float(r["rise_rps"]),
+                    rising=tuple(sorted(map(float, r["ratios"]))),
+                )
                 for name, r in kept["records"].items()
             },
             input_tokens=_pair(kept["input_tokens"]),

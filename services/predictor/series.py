@@ -1,5 +1,6 @@
 """One server's series: what every forecaster makes of it, forecasts not yet due, how earlier ones did. Pure."""
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,12 +25,18 @@ class Open:
 
 @dataclass(frozen=True)
 class Record:
-    """How one forecaster did: ratios in the order of their coming due, and its discounted pinball loss at 0.9."""
+    """How one forecaster did: ratios in the order of their coming due, and its discounted pinball loss at 0.9.
+
+    `rising` are the same ratios sorted, kept because sorting them for every forecast is dear; `rise_rps` is the
+    furthest that a rate went beyond its point forecast, halved over as many forecasts as there are ratios kept.
+    """
 
     ratios: tuple[float, ...] = ()
     loss: float = 0.0
     weight: float = 0.0
     scored: int = 0
+    rise_rps: float = 0.0
+    rising: tuple[float, ...] = ()
 
     @property
     def mean_loss(self) -> float:
@@ -69,14 +76,16 @@ def advance(
     forecasters: Sequence[Forecaster[Any]],
     settings: PredictorSettings,
 ) -> Series:
-    """The series after one more window; what came due is scored, and a gap leaves open forecasts unscored."""
+    """The series after one more window; what came due is scored, unless within a gap or after a long one."""
     width_s = end_s - start_s
     silent_s = start_s - series.end_s
     still = series.open if silent_s <= settings.gap_windows * width_s else ()
     records = dict(series.records)
     waiting = []
     for one in still:
-        seen = replace(one, largest_rps=max(one.largest_rps, rate_rps))
+        if one.due_at_s <= start_s:
+            continue
+        seen = one if rate_rps <= one.largest_rps else replace(one, largest_rps=rate_rps)
         if end_s < one.due_at_s - 0.5 * width_s:
             waiting.append(seen)
             continue
@@ -90,11 +99,17 @@ def _scored(
     record: Record, one: Open, name: str, point_rps: float, width_s: float, settings: PredictorSettings
 ) -> Record:
     ratio = (one.largest_rps * width_s + 1.0) / (point_rps * width_s + 1.0)
+    ratios, rising = (*record.ratios, ratio), list(record.rising)
+    insort(rising, ratio)
+    for gone in ratios[: -settings.ratios]:
+        del rising[bisect_left(rising, gone)]
     return Record(
-        ratios=(*record.ratios, ratio)[-settings.ratios :],
+        ratios=ratios[-settings.ratios :],
         loss=settings.forget * record.loss + pinball(one.largest_rps, one.p90s[name], LEVELS[_P90]),
         weight=settings.forget * record.weight + 1.0,
         scored=record.scored + 1,
+        rise_rps=max(one.largest_rps - point_rps, record.rise_rps * 0.5 ** (1.0 / settings.ratios)),
+        rising=tuple(rising),
     )
 
 
@@ -105,24 +120,31 @@ def speak(
     forecasters: Sequence[Forecaster[Any]],
     settings: PredictorSettings,
 ) -> tuple[Series, Spoken | None]:
-    """A forecast over the horizon, remembered until it is due; nothing before anything was observed."""
+    """A forecast over the horizon, remembered until it is due; nothing before anything was observed.
+
+    No more forecasts are remembered than ratios are kept, however long the horizon.
+    """
     points: dict[str, float] = {}
     rates: dict[str, tuple[float, ...]] = {}
     for forecaster in forecasters:
         point_rps = forecaster.forecast(series.states.get(forecaster.name), horizon_s)
         if point_rps is None:
             continue
-        ratios = sorted(series.records.get(forecaster.name, Record()).ratios)
+        record = series.records.get(forecaster.name, Record())
         points[forecaster.name] = point_rps
-        rates[forecaster.name] = largest_rates(point_rps, ratios, width_s, horizon_s, settings.trusted)
+        rates[forecaster.name] = largest_rates(
+            point_rps, record.rising, width_s, horizon_s, settings.trusted, record.rise_rps
+        )
     if "last" not in points:
         return series, None
     name, reason = choose(series.records, points, settings)
-    p90s = {n: r[_P90] for n, r in rates.items()}
-    opened = Open(series.end_s, series.end_s + horizon_s, points, p90s)
     record, last = series.records.get(name, Record()), series.records.get("last", Record())
     spoken = Spoken(name, reason, rates[name], record.scored, record.mean_loss, last.mean_loss)
-    return replace(series, open=(*series.open, opened)), spoken
+    if len(series.open) < settings.ratios:
+        p90s = {n: r[_P90] for n, r in rates.items()}
+        opened = Open(series.end_s, series.end_s + horizon_s, points, p90s)
+        series = replace(series, open=(*series.open, opened))
+    return series, spoken
 
 
 def choose(

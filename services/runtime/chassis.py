@@ -195,6 +195,10 @@ class Chassis:
         for stream, filters in newest_filters(self.service.name).items():
             found = self._intake.sort(await bus.newest(stream, filters), self.clock.now_s())
             events = [event for _, event in found.good]
+            if refused := sorted({raw.subject for raw, _ in found.refused}):
+                # What cannot be read must not hide what was said before it.
+                older = self._intake.sort(await bus.everything(stream, refused), self.clock.now_s())
+                events += [event for _, event in older.good]
             self.service.hydrate(events)
             self._intake.remember(events)
 
@@ -259,12 +263,19 @@ class Chassis:
     async def _park(self, raw: Raw, reason: str) -> None:
         assert self._bus is not None
         topic = topic_of_subject(raw.subject)
+        try:
+            async with self._sending:
+                await self._bus.park(
+                    raw, dlq_subject(raw.stream, self.service.name), reason, self.service.name
+                )
+                await self._bus.ack(raw)
+        except Retry as error:
+            # It is delivered again; the others of its batch need not wait for that.
+            self.log.warning("not parked", subject=raw.subject, sequence=raw.sequence, error=str(error))
+            return
         self._parked += 1
         self.metrics.messages.labels(self.service.name, topic.name if topic else "unknown", "parked").inc()
         self.log.warning("parked", subject=raw.subject, sequence=raw.sequence, reason=reason)
-        async with self._sending:
-            await self._bus.park(raw, dlq_subject(raw.stream, self.service.name), reason, self.service.name)
-            await self._bus.ack(raw)
 
     async def _publish(self, emit: Emit) -> Stored | None:
         assert self._bus is not None

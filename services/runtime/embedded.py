@@ -21,7 +21,7 @@ import yaml
 from services.runtime.child import end, last_lines, spawn
 from services.runtime.errors import Fatal
 
-_READY_S = 15.0
+_READY_S = 30.0
 
 
 def find_nats(configured: Path | None = None) -> Path:
@@ -155,7 +155,7 @@ class EmbeddedServer(Embedded):
 
 
 class EmbeddedPrometheus(Embedded):
-    """A Prometheus server that scrapes one page and keeps the labels that stand there.
+    """A Prometheus server that scrapes one page, which must be there already, and keeps the labels on it.
 
     Service discovery hands over new targets every five seconds only, which is long under an accelerated clock.
 
@@ -197,10 +197,11 @@ class EmbeddedPrometheus(Embedded):
         ]
 
     def _listens(self, folder: Path, pid: int) -> bool:
+        """Whether the first scrape has succeeded, some five seconds after the server answers."""
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+            with urllib.request.urlopen(f"{self.url}/api/v1/query?query=up%3D%3D1", timeout=1) as answer:
+                return bool(json.load(answer)["data"]["result"])
+        except (urllib.error.URLError, OSError, ValueError, KeyError):
             return False
 
 

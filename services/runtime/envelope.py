@@ -152,7 +152,9 @@ def decode(raw: Raw) -> Event:
         time_s=_unix(headers["ce-time"], "ce-time"),
         as_of_s=topic.as_of_s(payload),
         correlation_id=unquote(headers.get("ce-correlationid", "")),
-        expires_at_s=_unix(expiry, "ce-expirytime") if expiry else None,
+        expires_at_s=_earlier(
+            _unix(expiry, "ce-expirytime") if expiry else None, getattr(payload, "expires_at_s", None)
+        ),
         sequence=raw.sequence,
     )
 
@@ -181,6 +183,11 @@ def _unix(text: str, header: str) -> float:
         return moment.timestamp()
     except (ValueError, OverflowError):
         raise Reject(f"{header} is {text[:100]!r}: expected an RFC 3339 time with a zone") from None
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    """The attribute may be left out or altered on the way; the body's own expiry holds all the same."""
+    return min((moment for moment in (one, other) if moment is not None), default=None)
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ from services.runtime.envelope import Event, Raw, decode
 from services.runtime.errors import Reject
 
 _REMEMBERED = 50_000
-_AHEAD_S = 300.0
+AHEAD_S = 300.0
 """A message of the far future would outlast all that follow; clocks do not differ by this much."""
 
 
@@ -46,7 +46,7 @@ class Intake:
                 event = decode(raw)
                 if self._service not in event.topic.consumers:
                     raise Reject(f"{self._service} does not read {event.topic.name}")
-                if event.as_of_s > now_s + _AHEAD_S:
+                if event.as_of_s > now_s + AHEAD_S:
                     ahead_s = event.as_of_s - now_s
                     raise Reject(f"{event.topic.as_of} is {ahead_s:.0f} s ahead of the clock")
             except Reject as error:

@@ -122,7 +122,7 @@ def step(
     excluded: Counter[Excluded] = Counter()
     gathered: dict[Pair, list[Observation]] = {}
     profiles = _profiles(state.fleet)
-    for message in sorted(telemetry, key=lambda m: m.window_end_s):
+    for message in sorted(telemetry, key=lambda m: (m.window_end_s, m.server)):
         reason = _unusable(message, state.fleet, profiles, now_s, setup.settings)
         if reason is not None:
             skipped[reason] += 1

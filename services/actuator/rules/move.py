@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.decision import Verdict
-from services.actuator.gate import Case, Ruling, Target, accelerators, resized, total
+from schemas.plan import ServerStatus
+from services.actuator.gate import Case, Ruling, Target, accelerators, total
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -37,9 +38,10 @@ class Move:
     def judge(self, case: Case, target: Target) -> Ruling | None:
         if not total(case.current) or not total(target):
             return None
+        fails = case.plan.predicted_current is None or not case.plan.predicted_current.objectives_met
         if accelerators(target) == accelerators(case.current):
-            return self._batch(case, target)
-        if case.plan.predicted_current is None or not case.plan.predicted_current.objectives_met:
+            return self._batch(case, target, fails)
+        if fails:
             return None
         reason, until_s = self._objection(case, target)
         if reason is None:
@@ -47,10 +49,9 @@ class Move:
         return Ruling(case.current, Verdict.HOLD, reason, until_s)
 
     def _objection(self, case: Case, target: Target) -> tuple[str | None, float | None]:
-        settings, moved_at_s = self._settings, case.memory.moved_at_s
-        if moved_at_s is not None and case.now_s < moved_at_s + settings.dwell_s:
-            until_s = moved_at_s + settings.dwell_s
-            return f"it moved {case.now_s - moved_at_s:.0f} s ago and stays {settings.dwell_s:.0f} s", until_s
+        settings = self._settings
+        if (until_s := self._dwells_until_s(case)) is not None:
+            return f"it moved lately and stays {settings.dwell_s:.0f} s", until_s
         before = sum(a.cost_per_hour for a in case.current)
         after = sum(a.cost_per_hour for a in target)
         saving = (before - after) / before if before > 0 else 0.0
@@ -62,21 +63,32 @@ class Move:
             return f"moving {share:.0%} of the replicas to {to} would save only {saving:.0%}", None
         return None, None
 
-    def _batch(self, case: Case, target: Target) -> Ruling | None:
+    def _dwells_until_s(self, case: Case) -> float | None:
+        """Until when it stays what it was changed to, or nothing when that is over."""
+        if case.memory.moved_at_s is None:
+            return None
+        until_s = case.memory.moved_at_s + self._settings.dwell_s
+        return until_s if case.now_s < until_s else None
+
+    def _batch(self, case: Case, target: Target, fails: bool) -> Ruling | None:
         """Keep the batch limit in force when the new one is close to it, or was changed lately."""
-        held = {a.accelerator: a.max_batch for a in case.current}
-        dwells = case.memory.moved_at_s is not None and (
-            case.now_s < case.memory.moved_at_s + self._settings.dwell_s
-        )
+        held = {a.accelerator: a.max_batch for a in case.current if a.replicas}
         kept = tuple(
             a.model_copy(update={"max_batch": held[a.accelerator]})
-            if a.replicas and (dwells or self._is_close(held[a.accelerator], a.max_batch))
+            if a.replicas and self._is_close(held[a.accelerator], a.max_batch)
             else a
             for a in target
         )
+        changes = any(a.replicas and a.max_batch != held[a.accelerator] for a in kept)
+        until_s = self._dwells_until_s(case)
+        free = fails or case.plan.status is ServerStatus.DEGRADED or total(target) > total(case.current)
+        # The size planned is for the batch limit planned: it must not be taken with another one.
+        if changes and until_s is not None and not free:
+            reason = f"it changed lately and keeps its batch limit for {self._settings.dwell_s:.0f} s"
+            return Ruling(case.current, Verdict.HOLD, reason, until_s)
         if kept == target:
             return None
-        return Ruling(resized(kept, total(target)), Verdict.CLAMP, "the batch limit in force is close enough")
+        return Ruling(kept, Verdict.CLAMP, "the batch limit in force is close enough")
 
     def _is_close(self, held: int, wanted: int) -> bool:
         return held != wanted and abs(wanted - held) <= self._settings.batch_share * held

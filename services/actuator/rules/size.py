@@ -37,11 +37,13 @@ class Deadband:
         current, needed = total(case.current), needed_replicas(case.plan)
         if needed is None or not current or accelerators(target) != accelerators(case.current):
             return None
+        if case.plan.status is ServerStatus.DEGRADED:
+            return None  # It gets less than it needs: what is needed says nothing about what it may keep.
         low, high = current * (1 - self._settings.down_share), current * (1 + self._settings.up_share)
         if not low <= needed <= high or total(target) == current:
             return None
         reason = f"{needed:.2f} replicas are needed and {current} are there: within the deadband"
-        return Ruling(resized(target, current), Verdict.HOLD, reason)
+        return Ruling(resized(target, current, case.current), Verdict.HOLD, reason)
 
 
 class UpSettings(BaseModel):
@@ -82,7 +84,7 @@ class Up:
             return None
         why = "one recommendation alone" if agreed < current + step else "one cycle"
         reason = f"{current} to {wanted} is more than {why} may add; {allowed} now"
-        return Ruling(resized(target, allowed), Verdict.CLAMP, reason)
+        return Ruling(resized(target, allowed, case.current), Verdict.CLAMP, reason)
 
 
 class DownSettings(BaseModel):
@@ -122,7 +124,7 @@ class Down:
         recent = [(at, n) for at, n in case.memory.recommended if at > since_s]
         floor = max((n for _, n in recent), default=wanted)
         # Before a whole window was seen nobody knows what the largest recommendation would have been.
-        watched_since_s = min((at for at, _ in case.memory.recommended), default=case.now_s)
+        watched_since_s = self._watched_since_s(case, window_s)
         if watched_since_s > since_s + window_s * 0.1:
             until_s = watched_since_s + window_s
             reason = f"recommendations are watched for {case.now_s - watched_since_s:.0f} of {window_s:.0f} s"
@@ -144,7 +146,17 @@ class Down:
 
     @staticmethod
     def _at(case: Case, replicas: int, target: Target | None = None) -> Target:
-        return resized(case.current if target is None else target, replicas)
+        return resized(target if target is not None and total(target) else case.current, replicas)
+
+    @staticmethod
+    def _watched_since_s(case: Case, window_s: float) -> float:
+        """Since when recommendations have come without a gap as long as the window."""
+        since_s = case.now_s
+        for at, _ in reversed(case.memory.recommended):
+            if since_s - at > window_s:
+                break
+            since_s = at
+        return since_s
 
     def _has_margin(self, case: Case, predicted: Prediction | None) -> bool:
         """Whether latencies, or the load where latencies have a high floor, leave the margin."""
@@ -170,7 +182,7 @@ class FlapSettings(BaseModel):
 
 
 class Flap:
-    """Too many reversals: down is frozen, up stays free."""
+    """Too many reversals: down is frozen, up stays free, and so do moves and what a lack of capacity takes."""
 
     name: ClassVar[str] = "flap"
     Settings: ClassVar[type[BaseModel]] = FlapSettings
@@ -179,7 +191,9 @@ class Flap:
         self._settings = settings
 
     def judge(self, case: Case, target: Target) -> Ruling | None:
-        if total(target) >= total(case.current):
+        if total(target) >= total(case.current) or case.plan.status is ServerStatus.DEGRADED:
+            return None
+        if total(target) and accelerators(target) != accelerators(case.current):
             return None
         budget, period_s = self._settings.reversals, self._settings.period_s
         turned = case.memory.reversals
@@ -225,7 +239,7 @@ class Limits:
         base = (
             target
             if total(target)
-            else (case.current if total(case.current) else case.plan.allocations or ())
+            else (case.current if total(case.current) else case.plan.allocations or case.current)
         )
         if not base:
             return None

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import Quality
 from schemas.decision import Verdict
-from services.actuator.gate import Case, Ruling, Target, accelerators, same, total
+from services.actuator.gate import Case, Ruling, Target
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -85,6 +85,8 @@ def foreign_replicas(case: Case, settle_s: float) -> dict[str, int] | None:
     memory = case.memory
     if memory.written_at_s is None or case.inventory.observed_at_s < memory.written_at_s + settle_s:
         return None
+    if case.inventory.quality is not Quality.OK:
+        return None
     desired = {v.accelerator: v.desired for v in case.inventory.variants}
     names = desired.keys() | memory.written.keys() | memory.intended.keys()
     ours = all(
@@ -105,7 +107,10 @@ class FreshnessSettings(BaseModel):
 
 
 class Freshness:
-    """On doubt never less: missing or stale measurements hold what would take replicas away or move them."""
+    """On doubt never less: missing or stale measurements hold what would take replicas away or move them.
+
+    Without a good inventory nothing is written at all, for nobody knows what a count would replace.
+    """
 
     name: ClassVar[str] = "freshness"
     Settings: ClassVar[type[BaseModel]] = FreshnessSettings
@@ -114,17 +119,18 @@ class Freshness:
         self._settings = settings
 
     def judge(self, case: Case, target: Target) -> Ruling | None:
+        inventory_age_s = case.now_s - case.inventory.observed_at_s
+        quality = case.inventory.quality
+        if quality is not Quality.OK or inventory_age_s > self._settings.inventory_s:
+            reason = f"the inventory is {quality.value} and {inventory_age_s:.0f} s old"
+            return Ruling(case.current, Verdict.HOLD, reason, advice_only=True)
         if case.plan.expires_at_s < case.now_s:
             late_s = case.now_s - case.plan.expires_at_s
             return Ruling(case.current, Verdict.HOLD, f"the plan expired {late_s:.0f} s ago")
-        inventory_age_s = case.now_s - case.inventory.observed_at_s
-        if case.inventory.quality is Quality.MISSING or inventory_age_s > self._settings.inventory_s:
-            return Ruling(
-                case.current, Verdict.HOLD, f"the inventory is {inventory_age_s:.0f} s old or missing"
-            )
         doubt = self._doubt(case)
-        less = total(target) < total(case.current) or not accelerators(case.current) <= accelerators(target)
-        if doubt is None or not less or same(target, case.current):
+        counts = {a.accelerator: a.replicas for a in target}
+        less = any(counts.get(a.accelerator, 0) < a.replicas for a in case.current)
+        if doubt is None or not less:
             return None
         return Ruling(case.current, Verdict.HOLD, f"{doubt}: nothing is taken away")
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from yarl import URL
 
 from schemas.actuation import FailureReason, VariantScale
+from schemas.base import Name
 from schemas.telemetry import InventoryObserved
 from services.actuator.target import Applied, Failed
 
@@ -32,7 +33,8 @@ class SimulatedSettings(BaseModel):
 
 
 class _Answer(BaseModel):
-    resource_version: str | int
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+    resource_version: Name
 
 
 class SimulatedTarget:
@@ -83,11 +85,11 @@ class SimulatedTarget:
             async with self._session.put(
                 URL(base + path, encoded=True), json=body, headers=headers
             ) as response:
-                text = await response.text()
+                text = await response.text(errors="replace")
                 if response.status != 200:
                     reason = _REASONS.get(response.status, FailureReason.UNREACHABLE)
                     return Failed(reason, f"PUT {path}: status {response.status}: {text[:1000]}")
-                return str(_Answer.model_validate_json(text).resource_version)
+                return _Answer.model_validate_json(text).resource_version
         except TimeoutError:
             return Failed(
                 FailureReason.UNREACHABLE, f"PUT {path}: no answer within {self._settings.timeout_s:g} s"

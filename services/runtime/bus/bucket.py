@@ -14,7 +14,12 @@ _FAULTS = (nats.errors.Error, APIError, TimeoutError, OSError)
 
 
 class Conflict(Exception):
-    """Another writer was first: the expected sequence or revision no longer holds."""
+    """Another writer was first: the expected sequence or revision no longer holds.
+
+    `last` is the message that is in the way, where it could be read.
+    """
+
+    last: Raw | None = None
 
 
 class Bucket:

@@ -19,6 +19,7 @@ from nats.micro.service import Service
 
 from services.runtime.bus import streams
 from services.runtime.bus.bucket import CONFLICT_CODES, Bucket, Conflict
+from services.runtime.bus.client import TolerantClient
 from services.runtime.bus.pull import Pull
 from services.runtime.envelope import Raw, Wire
 from services.runtime.errors import Denied, Fatal, Retry, TooLarge, TopologyDrift
@@ -98,13 +99,13 @@ class Bus:
             options["tls"] = ssl.create_default_context(cafile=str(settings.ca_file))
         deadline = loop.time() + settings.connect_timeout_s
         while True:
-            client = Client()
+            client = TolerantClient()
             try:
                 # The library goes on for ever when it may reconnect, bad credentials included.
                 async with asyncio.timeout_at(deadline):
                     await client.connect(**(options | {"allow_reconnect": False}))
                     await client.close()
-                    client = Client()
+                    client = TolerantClient()
                     await client.connect(**options)
                 break
             except (OSError, nats.errors.Error, TimeoutError) as error:
@@ -156,13 +157,14 @@ class Bus:
         """
         try:
             return await self._store(wire.subject, wire.data, wire.headers)
-        except Conflict:
+        except Conflict as conflict:
             # The server looks at the expected sequence before the id, so what is in the way may be this very
             # message, stored although its acknowledgement was lost.
-            with contextlib.suppress(nats.errors.Error, TimeoutError):
-                last = await self._jetstream.get_last_msg(wire.stream, wire.subject, direct=True)
-                if (last.headers or {}).get("Nats-Msg-Id") == wire.id:
-                    return Stored(last.seq or 0, True)
+            with contextlib.suppress(Retry):
+                for last in await self.newest(wire.stream, [wire.subject]):
+                    if last.headers.get("Nats-Msg-Id") == wire.id:
+                        return Stored(last.sequence, True)
+                    conflict.last = last
             raise
 
     async def _store(self, subject: str, data: bytes, headers: dict[str, str] | None) -> Stored:

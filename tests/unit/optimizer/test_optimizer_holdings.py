@@ -4,9 +4,11 @@ from optimizer_builders import NOW_S, SETTINGS, capacity, fleet, inventory, know
 
 from schemas.base import Contract, Quality
 from schemas.fleet import DeclaredCapacity, FleetDeclared
+from schemas.plan import Allocation, Inputs, PlanProposed, ServerStatus
 from schemas.telemetry import CapacityUnavailable, InventoryObserved, VariantInventory
 from services.optimizer.holdings import Catalogue, current_allocation, usable_cards
 from services.optimizer.problem import Held, transition_value
+from services.optimizer.state import observe
 
 DECLARED = (DeclaredCapacity(type="S", count=10), DeclaredCapacity(type="F", count=20))
 
@@ -112,3 +114,23 @@ def test_the_value_of_a_change_is_its_cost_and_that_of_switching() -> None:
     assert transition_value("slow", 5.0, current) == 2.0
     assert transition_value("fast", 5.0, current) == 0.1 * 8.0 + 2.0
     assert transition_value("fast", 5.0, None) == 0.5 + 5.0
+
+
+def test_a_server_that_moves_is_where_its_last_plan_wants_it() -> None:
+    declared = fleet(server("a"))
+    state = known(inventory("a", slow=5, fast=3))
+    at_rest = current_allocation(state, Catalogue(declared), declared.servers[0])
+    assert at_rest is not None
+    assert at_rest.accelerator == "slow"
+    plan = PlanProposed(
+        server="a",
+        generation=1,
+        status=ServerStatus.PLANNED,
+        allocations=(Allocation(accelerator="2xfast", replicas=3, max_batch=8),),
+        inputs=Inputs(fleet_revision="r"),
+        issued_at_s=NOW_S,
+        expires_at_s=NOW_S + 90,
+    )
+    moving = current_allocation(observe(state, plan), Catalogue(declared), declared.servers[0])
+    assert moving is not None
+    assert (moving.accelerator, moving.replicas) == ("2xfast", 3)

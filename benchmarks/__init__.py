@@ -1,0 +1,1 @@
+"""Benchmarks: numbers of speed on this machine. They assert nothing."""

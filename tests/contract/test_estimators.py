@@ -1,0 +1,15 @@
+"""The built-in estimators keep the contract of estimators."""
+
+from typing import Any
+
+import pytest
+from estimator_suite import EstimatorContract
+
+from services.tuner.estimator import Estimator
+from services.tuner.estimators.map_window import MapWindow, MapWindowSettings
+
+
+class TestMapWindow(EstimatorContract):
+    @pytest.fixture
+    def estimator(self) -> Estimator[Any]:
+        return MapWindow(MapWindowSettings())

@@ -1,0 +1,43 @@
+"""Fixtures of the tests against real servers: each test has a NATS server of its own on a free port."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest_asyncio
+
+from services.runtime.bus import Bus
+from services.runtime.embedded import EmbeddedServer
+from services.runtime.settings import BusSettings
+from services.runtime.topology import topology
+
+Connect = Callable[..., Awaitable[Bus]]
+
+
+@pytest_asyncio.fixture
+async def nats(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+    """A NATS server with JetStream, empty; `kill` and `start` again keep its streams and its port."""
+    async with EmbeddedServer(folder=tmp_path / "nats") as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def connect(nats: EmbeddedServer) -> AsyncIterator[Connect]:
+    """Connects to the server as a service; settings of the bus may be given. Disconnects after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def as_service(service: str = "tuner", **settings: object) -> Bus:
+            defaults: dict[str, object] = {"url": nats.url, "storage": "memory", "connect_timeout_s": 5}
+            bus = await Bus.connect(BusSettings.model_validate(defaults | settings), service)
+            stack.push_async_callback(bus.close)
+            return bus
+
+        yield as_service
+
+
+@pytest_asyncio.fixture
+async def bus(connect: Connect) -> Bus:
+    """A connection to a server that has every stream, consumer and bucket of the topic table."""
+    connected = await connect("tuner")
+    await connected.apply(topology())
+    return connected
