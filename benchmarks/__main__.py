@@ -6,6 +6,8 @@ import json
 import sys
 
 from benchmarks.report import Progress, Table, machine
+from services.runtime import logs
+from services.runtime.settings import LogSettings
 
 NAMES = ("perfmodel", "optimizer", "control_cycle", "throughput")
 
@@ -16,6 +18,7 @@ def main() -> int:
     parser.add_argument("name", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; all by default")
     parser.add_argument("--json", action="store_true", help="one JSON object per benchmark and line")
     asked = parser.parse_args()
+    logs.configure(LogSettings(level="warning", format="text"))
     names = [name.replace("-", "_") for name in asked.name] or list(NAMES)
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"{', '.join(unknown)} unknown; there are {', '.join(NAMES)}")

@@ -15,9 +15,9 @@ from services.perfmodel.law import IterationLaw
 from services.perfmodel.queueing import QueueingModel
 from services.runtime import plugins
 from services.runtime.bus import Conflict
-from services.runtime.envelope import Emit, Event, Raw, decode
+from services.runtime.envelope import Emit, Event, Raw
 from services.runtime.errors import Fatal, Reject, Retry
-from services.runtime.intake import AHEAD_S
+from services.runtime.intake import admitted
 from services.runtime.service import Outcome, Service, Task, VerbHandler
 
 
@@ -135,6 +135,14 @@ class OptimizerService(Service):
                     ) from error
                 self._manifest_sequence = error.last.sequence
 
+    def _generation(self, raw: Raw) -> int:
+        """The generation of the manifest in a message; -1 when it holds none."""
+        try:
+            payload = admitted(raw, self.name, self.host.clock.now_s()).payload
+        except Reject:
+            return -1
+        return payload.generation if isinstance(payload, PlanIssued) else -1
+
     async def _planned(self, solver: Solver) -> tuple[State, Generation]:
         """One generation from what is known now, made in a thread so that messages are still taken."""
         began = time.perf_counter()
@@ -168,15 +176,3 @@ class OptimizerService(Service):
         if name not in self._solvers:
             self._solvers[name] = plugins.build("stoker.solvers", name)
         return self._solvers[name]
-
-
-def _generation(raw: Raw, now_s: float) -> int:
-    """The generation of the manifest in a message; -1 when none is in it, or none of the present."""
-    try:
-        event = decode(raw)
-    except Reject:
-        return -1
-    expired = event.expires_at_s is not None and event.expires_at_s < now_s
-    if not isinstance(event.payload, PlanIssued) or expired or event.as_of_s > now_s + AHEAD_S:
-        return -1
-    return event.payload.generation

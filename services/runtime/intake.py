@@ -86,3 +86,13 @@ class Intake:
                 self._newest[event.subject] = max(event.sequence, self._newest.get(event.subject, 0))
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
+
+
+def admitted(raw: Raw, service: str, now_s: float) -> Event:
+    """A message that a service may act upon; raises Reject with a reason that names what is wrong."""
+    event = decode(raw)
+    if service not in event.topic.consumers:
+        raise Reject(f"{service} does not read {event.topic.name}")
+    if event.as_of_s > now_s + _AHEAD_S:
+        raise Reject(f"{event.topic.as_of} is {event.as_of_s - now_s:.0f} s ahead of the clock")
+    return event

@@ -101,7 +101,7 @@ class Stranger:
         if kind == "request":
             self.replies[int(number)] = message.data
             return
-        ack = json.loads(message.data)
+        ack = json.loads(message.data or b'{"error": "no stream"}')
         if "error" in ack or ack.get("duplicate"):
             self.dropped[int(number)] += 1
         else:

@@ -267,9 +267,13 @@ class TestBesideARealPrometheus:
 class TestPrometheusKeepsTheContract(SourceContract):
     NOW_S = time.time() + AHEAD_S + 60
 
-    @pytest.fixture
-    def source(self, setup: Setup) -> Source:
-        return setup.source()
+    @pytest_asyncio.fixture(loop_scope="module")
+    async def source(self, setup: Setup) -> Source:
+        """Once what earlier tests did to the page has been scraped away."""
+        await served(setup, setup.source(), 0)
+        source = setup.source()
+        await until(lambda: source.poll(0), lambda readings: not readings.problems)
+        return source
 
     @pytest.fixture
     def broken(self) -> Source:
