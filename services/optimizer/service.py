@@ -128,7 +128,7 @@ class OptimizerService(Service):
             except Conflict as error:
                 if error.last is None:
                     raise Retry(f"{error}; what is there could not be read") from error
-                found = _generation(error.last, self.host.clock.now_s())
+                found = self._generation(error.last)
                 if found >= manifest.generation:
                     raise Fatal(
                         f"another optimizer has issued generation {found}, this one is at {manifest.generation}"
@@ -136,12 +136,14 @@ class OptimizerService(Service):
                 self._manifest_sequence = error.last.sequence
 
     def _generation(self, raw: Raw) -> int:
-        """The generation of the manifest in a message; -1 when it holds none."""
+        """The generation of the manifest in a message; -1 when it holds none, or one that has expired."""
+        now_s = self.host.clock.now_s()
         try:
-            payload = admitted(raw, self.name, self.host.clock.now_s()).payload
+            event = admitted(raw, self.name, now_s)
         except Reject:
             return -1
-        return payload.generation if isinstance(payload, PlanIssued) else -1
+        expired = event.expires_at_s is not None and event.expires_at_s < now_s
+        return event.payload.generation if isinstance(event.payload, PlanIssued) and not expired else -1
 
     async def _planned(self, solver: Solver) -> tuple[State, Generation]:
         """One generation from what is known now, made in a thread so that messages are still taken."""

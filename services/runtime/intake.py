@@ -13,7 +13,7 @@ from services.runtime.envelope import Event, Raw, decode
 from services.runtime.errors import Reject
 
 _REMEMBERED = 50_000
-AHEAD_S = 300.0
+_AHEAD_S = 300.0
 """A message of the far future would outlast all that follow; clocks do not differ by this much."""
 
 
@@ -43,12 +43,7 @@ class Intake:
         ids: set[tuple[str, str]] = set()
         for raw in batch:
             try:
-                event = decode(raw)
-                if self._service not in event.topic.consumers:
-                    raise Reject(f"{self._service} does not read {event.topic.name}")
-                if event.as_of_s > now_s + AHEAD_S:
-                    ahead_s = event.as_of_s - now_s
-                    raise Reject(f"{event.topic.as_of} is {ahead_s:.0f} s ahead of the clock")
+                event = admitted(raw, self._service, now_s)
             except Reject as error:
                 found.refused.append((raw, str(error)))
                 continue
