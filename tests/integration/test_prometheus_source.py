@@ -2,22 +2,17 @@
 
 import asyncio
 import shutil
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
 import numpy as np
 import pytest
 import pytest_asyncio
-from aiohttp import web
-from aiohttp.test_utils import TestServer, unused_port
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-sys.path.append(str(Path(__file__).parents[1] / "contract"))
+from aiohttp.test_utils import unused_port
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from source_suite import SourceContract
 
 from schemas.alert import AlertKind
@@ -75,16 +70,13 @@ class Page:
                 self.ttft.labels(*where).observe(value_s)
                 self.itl.labels(*where).observe(value_s / 10)
 
-    async def answer(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self.registry), content_type="text/plain")
-
 
 @dataclass
 class Setup:
     """A page, its address, and the Prometheus that scrapes it."""
 
     page: Page
-    target: TestServer
+    page_url: str
     prometheus_url: str
 
     def source(self, labels: Labels | None = None) -> PrometheusSource:
@@ -92,7 +84,7 @@ class Setup:
         return PrometheusSource(settings, to_clock_s=to_clock_s)
 
     def endpoints(self) -> EndpointsSource:
-        settings = EndpointsSettings(urls=(str(self.target.make_url("/metrics")),))
+        settings = EndpointsSettings(urls=(self.page_url,))
         return EndpointsSource(settings, to_clock_s=to_clock_s)
 
 
@@ -112,13 +104,14 @@ async def setup(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup
     if program is None:
         pytest.skip("no prometheus on PATH; Debian has it as the package prometheus")
     page, folder = Page(), tmp_path_factory.mktemp("prometheus")
-    app = web.Application()
-    app.router.add_get("/metrics", page.answer)
-    async with TestServer(app) as target:
+    # In a thread of its own: a scrape between two tests, when no loop runs, must find it too.
+    server, _ = start_http_server(0, addr="127.0.0.1", registry=page.registry)
+    address = f"127.0.0.1:{server.server_port}"
+    try:
         (folder / "prometheus.yml").write_text(
             "global: {scrape_interval: 500ms}\n"
             "scrape_configs:\n"
-            f"  - {{job_name: fleet, static_configs: [{{targets: ['{target.host}:{target.port}']}}]}}\n"
+            f"  - {{job_name: fleet, static_configs: [{{targets: ['{address}']}}]}}\n"
         )
         port = unused_port()
         child = spawn(
@@ -131,7 +124,7 @@ async def setup(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup
             folder / "log",
         )
         try:
-            made = Setup(page, target, f"http://127.0.0.1:{port}")
+            made = Setup(page, f"http://{address}/metrics", f"http://127.0.0.1:{port}")
             source = made.source()
             found = await until(lambda: source.poll(0), lambda readings: len(readings.replicas) == 2)
             await source.close()
@@ -139,6 +132,8 @@ async def setup(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup
             yield made
         finally:
             end(child)
+    finally:
+        server.shutdown()
 
 
 def timeless(readings: Readings) -> tuple[list[ReplicaReading], list[float | None]]:
