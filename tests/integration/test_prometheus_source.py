@@ -2,9 +2,11 @@
 
 import asyncio
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TypeVar
 
 import aiohttp
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from aiohttp.test_utils import unused_port
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from source_suite import SourceContract
 
 from schemas.alert import AlertKind
@@ -70,6 +72,24 @@ class Page:
                 self.ttft.labels(*where).observe(value_s)
                 self.itl.labels(*where).observe(value_s / 10)
 
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Serves the page as text: in OpenMetrics the library writes underscores for colons."""
+        registry = self.registry
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = generate_latest(registry)
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                return
+
+        return Handler
+
 
 @dataclass
 class Setup:
@@ -105,7 +125,8 @@ async def setup(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup
         pytest.skip("no prometheus on PATH; Debian has it as the package prometheus")
     page, folder = Page(), tmp_path_factory.mktemp("prometheus")
     # In a thread of its own: a scrape between two tests, when no loop runs, must find it too.
-    server, _ = start_http_server(0, addr="127.0.0.1", registry=page.registry)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), page.handler())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"127.0.0.1:{server.server_port}"
     try:
         (folder / "prometheus.yml").write_text(
