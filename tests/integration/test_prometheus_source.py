@@ -291,6 +291,14 @@ class TestPrometheusKeepsTheContract(SourceContract):
         await until(lambda: source.poll(0), lambda readings: not readings.problems)
         return source
 
+    async def test_it_reads_what_it_says_it_provides(self, source: Source) -> None:
+        """Polled with a deadline: on a busy machine a scrape may be late, and its series are gone meanwhile."""
+        readings = await until(lambda: source.poll(self.NOW_S), lambda found: not found.problems)
+        await source.close()
+        assert readings.problems == (), readings.problems
+        assert readings.provides == source.provides
+        assert len(readings.replicas) == 2
+
     @pytest.fixture
     def broken(self) -> Source:
         settings = PrometheusSettings(url=f"http://127.0.0.1:{unused_port()}")
