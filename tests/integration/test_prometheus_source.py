@@ -68,9 +68,11 @@ class Page:
             self.generated.labels(*where).inc(20.5 * requests)
             self.running.labels(*where).set(requests % 7)
             self.waiting.labels(*where).set(requests % 3)
+            # Made before anything is observed, as an engine does: without requests they are series of zeros.
+            ttft, itl = self.ttft.labels(*where), self.itl.labels(*where)
             for value_s in self.random.lognormal(-2, 1, requests):
-                self.ttft.labels(*where).observe(value_s)
-                self.itl.labels(*where).observe(value_s / 10)
+                ttft.observe(value_s)
+                itl.observe(value_s / 10)
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
         """Serves the page as text: in OpenMetrics the library writes underscores for colons."""
@@ -290,14 +292,6 @@ class TestPrometheusKeepsTheContract(SourceContract):
         source = setup.source()
         await until(lambda: source.poll(0), lambda readings: not readings.problems)
         return source
-
-    async def test_it_reads_what_it_says_it_provides(self, source: Source) -> None:
-        """Polled with a deadline: on a busy machine a scrape may be late, and its series are gone meanwhile."""
-        readings = await until(lambda: source.poll(self.NOW_S), lambda found: not found.problems)
-        await source.close()
-        assert readings.problems == (), readings.problems
-        assert readings.provides == source.provides
-        assert len(readings.replicas) == 2
 
     @pytest.fixture
     def broken(self) -> Source:
