@@ -35,9 +35,13 @@ def test_a_service_imports_in_under_a_second_and_without_the_heavy_libraries() -
             f"import sys, time; began = time.process_time(); import services.{service}.service; "
             f"print(time.process_time() - began); print([m for m in {heavy!r} if m in sys.modules])"
         )
-        said = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-        )
-        seconds, loaded = said.stdout.splitlines()
-        assert loaded == "[]", (service, loaded)
-        assert float(seconds) < 1.0, (service, seconds)
+        seconds = []
+        for _ in range(3):
+            said = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+            )
+            took, loaded = said.stdout.splitlines()
+            assert loaded == "[]", (service, loaded)
+            seconds.append(float(took))
+        # The least of three: what else runs on the machine can only add to it.
+        assert min(seconds) < 1.0, (service, seconds)
