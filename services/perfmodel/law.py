@@ -14,12 +14,15 @@ DEFAULT_TOKEN_BUDGET = 8192
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """Token lengths of the requests of one server; fields broadcast against each other.
+    """Token lengths of the requests of one server, and how they arrive; fields broadcast against each other.
 
     input_tokens: mean prompt length E[L], at least 0.
     output_tokens: mean generated length E[K], at least 1.
     output_tokens_sq: second moment E[K²]; None means every request generates exactly E[K] tokens.
     input_output_tokens: E[LK]; None means prompt and output lengths are uncorrelated.
+    input_tokens_sq: second moment E[L²]; None means every prompt has exactly E[L] tokens.
+    cached_share: share of the prompt tokens that a prefix cache holds, in [0, 1): read, not computed.
+    arrival_scv: squared coefficient of variation of the times between arrivals; 1 is a Poisson process.
 
     Raises ValueError naming the field that is not finite or out of range.
     """
@@ -28,21 +31,47 @@ class Workload:
     output_tokens: Values
     output_tokens_sq: Values | None = None
     input_output_tokens: Values | None = None
+    input_tokens_sq: Values | None = None
+    cached_share: Values | None = None
+    arrival_scv: Values | None = None
 
     def __post_init__(self) -> None:
-        require("input_tokens", self.input_tokens, minimum=0.0)
+        prompt = require("input_tokens", self.input_tokens, minimum=0.0)
         output = require("output_tokens", self.output_tokens, minimum=1.0)
-        if self.output_tokens_sq is not None:
-            square = require("output_tokens_sq", self.output_tokens_sq)
-            if np.any(square < output**2 * (1 - 1e-9)):
-                raise ValueError("output_tokens_sq is below output_tokens², which no distribution has")
+        for name, square, mean in (
+            ("output_tokens", self.output_tokens_sq, output),
+            ("input_tokens", self.input_tokens_sq, prompt),
+        ):
+            if square is not None and np.any(require(f"{name}_sq", square) < mean**2 * (1 - 1e-9)):
+                raise ValueError(f"{name}_sq is below {name}², which no distribution has")
         if self.input_output_tokens is not None:
             require("input_output_tokens", self.input_output_tokens, minimum=0.0)
+        if self.cached_share is not None and np.any(
+            require("cached_share", self.cached_share, minimum=0.0) >= 1.0
+        ):
+            raise ValueError("cached_share must be below 1: the last token of a prompt is always computed")
+        if self.arrival_scv is not None:
+            require("arrival_scv", self.arrival_scv, minimum=0.0)
 
     @property
     def output_second_moment(self) -> Values:
         """E[K²], with deterministic lengths where it was not given."""
         return self.output_tokens**2 if self.output_tokens_sq is None else self.output_tokens_sq
+
+    @property
+    def input_second_moment(self) -> Values:
+        """E[L²], with deterministic lengths where it was not given."""
+        return self.input_tokens**2 if self.input_tokens_sq is None else self.input_tokens_sq
+
+    @property
+    def computed_share(self) -> Values:
+        """Share of the prompt tokens that the engine computes; all where no prefix cache was named."""
+        return 1.0 if self.cached_share is None else 1.0 - self.cached_share
+
+    @property
+    def arrival_variability(self) -> Values:
+        """Squared coefficient of variation of the times between arrivals, Poisson where it was not given."""
+        return 1.0 if self.arrival_scv is None else self.arrival_scv
 
     @property
     def product_moment(self) -> Values:
@@ -77,8 +106,33 @@ class Limits:
             require("kv_tokens", self.kv_tokens, minimum=1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class TokenCosts:
+    """What one iteration costs by its content, in seconds; every field has the law's broadcast shape.
+
+    iteration_s: whatever the iteration does.
+    prefill_token_s: for each prompt token computed.
+    prefill_read_s: for each KV token of a prompt up to and including the chunk computed.
+    prefill_square_s: for each prompt token times prompt length: a chunk from token i to j costs j² − i² of it.
+    decode_s: for each request that decodes one token.
+    decode_read_s: for each KV token that a decoding request reads, prompt and output so far.
+    prefill_tokens: output tokens that come with the end of the prefill without a decode iteration, 0 or 1:
+        a request of K output tokens decodes for K − prefill_tokens iterations.
+    """
+
+    iteration_s: Array
+    prefill_token_s: Array
+    prefill_read_s: Array
+    prefill_square_s: Array
+    decode_s: Array
+    decode_read_s: Array
+    prefill_tokens: int
+
+
 class IterationLaw(Protocol):
     """How long an engine's iterations take, for a batch of B requests in service.
+
+    While the iterations per request stay the same, every time is affine in the batch: models rely on it.
 
     Every method takes `parameters` of shape (..., p) in the order of `parameter_names` and in SI units,
     `batch` (requests in service, at least 1, may be fractional), the workload and the token budget, all
@@ -151,6 +205,14 @@ class IterationLaw(Protocol):
 
     def overhead_time(self, parameters: Array, workload: Workload) -> Array:
         """Seconds a request spends outside the engine; they count in its latency and hold no batch slot."""
+        ...
+
+    def residual_share(self, parameters: Array) -> Array:
+        """Share of the iteration in progress that an arrival waits for before it can be scheduled."""
+        ...
+
+    def token_costs(self, parameters: Array) -> TokenCosts:
+        """The same law token by token, for models that follow every iteration."""
         ...
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.perfmodel.law import DEFAULT_TOKEN_BUDGET, Array, Values, Workload
+from services.perfmodel.law import DEFAULT_TOKEN_BUDGET, Array, TokenCosts, Values, Workload
 
 ROUNDING = 1e-12
 
@@ -44,10 +44,13 @@ def request_work(parameters: Array, chunks: Values, workload: Workload) -> tuple
     """Seconds a request's prefill and its decode add to its iterations, (w_prefill, w_decode).
 
     parameters: shape (..., 3) in seconds.
-    chunks: prefill chunks per request.
+    chunks: prefill chunks per request. Of a prompt in the prefix cache only the reads remain: each chunk reads
+        the cached part whole, and of the rest what is computed up to it.
     """
     beta, gamma = parameters[..., 1], parameters[..., 2]
-    prefill = (beta + gamma * (chunks + 1.0) / 2.0) * workload.input_tokens
+    computed = workload.computed_share
+    reads_per_token = computed * (chunks + 1.0) / 2.0 + (1.0 - computed) * chunks
+    prefill = (beta * computed + gamma * reads_per_token) * workload.input_tokens
     reads = workload.product_moment + (workload.output_second_moment + workload.output_tokens) / 2.0
     return prefill, beta * workload.output_tokens + gamma * reads
 
@@ -121,6 +124,15 @@ class ThreeParameterLaw:
 
     def overhead_time(self, parameters: Array, workload: Workload) -> Array:
         return np.zeros(np.broadcast_shapes(parameters.shape[:-1], np.shape(workload.output_tokens)))
+
+    def residual_share(self, parameters: Array) -> Array:
+        """One half: arrivals fall anywhere in an iteration."""
+        return np.full(parameters.shape[:-1], 0.5)
+
+    def token_costs(self, parameters: Array) -> TokenCosts:
+        """As the reference counts: prompt and output tokens cost alike, and K tokens decode K times."""
+        alpha, beta, gamma = (parameters[..., k] for k in range(3))
+        return TokenCosts(alpha, beta, gamma, np.zeros_like(alpha), beta, gamma, prefill_tokens=0)
 
     def _slope(self, parameters: Array, chunks: Array, workload: Workload) -> Array:
         prefill, decode = request_work(parameters, chunks, workload)
