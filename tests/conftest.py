@@ -1,9 +1,13 @@
-"""Fixtures shared by every test: where the reference data is."""
+"""What every test shares: where the reference data is, and examples that are the same in every run."""
 
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 REPOSITORY = Path(__file__).parent.parent
 

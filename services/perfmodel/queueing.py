@@ -6,14 +6,16 @@ its own element (`Sizing.feasible`), and leaves the others alone.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.perfmodel.law import Array, IterationLaw, Limits, Values, Workload, require, require_parameters
+
+T = TypeVar("T")
 
 Flags = NDArray[np.bool_]
 Codes = NDArray[np.int8]
@@ -61,6 +63,7 @@ class ServerModel:
     parameters: Array
     workload: Workload
     limits: Limits
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", require_parameters(self.law, self.parameters))
@@ -74,6 +77,13 @@ class ServerModel:
     def shape(self) -> tuple[int, ...]:
         """The shape all fields broadcast to, without the axis of the parameters."""
         return np.broadcast_shapes(*(np.shape(value) for _, value in self._fields()))
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What a model makes of the servers and does not depend on rates: made on first use, then kept."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: T = self._made[name]
+        return made
 
     def rows(self) -> "ServerModel":
         """The same servers along one axis: parameters (S, p), all else (S,)."""
@@ -90,6 +100,11 @@ class ServerModel:
     def take(self, index: NDArray[np.intp]) -> "ServerModel":
         """Some of the servers of `rows`, in the order of `index`."""
         return self._map(self.parameters[index], lambda value: np.asarray(value)[index])
+
+    def reshaped(self, shape: tuple[int, ...]) -> "ServerModel":
+        """The servers of `rows` along other axes."""
+        parameters = self.parameters.reshape(*shape, self.parameters.shape[-1])
+        return self._map(parameters, lambda value: np.asarray(value).reshape(shape))
 
     def columns(self) -> "ServerModel":
         """The servers of `rows` along the first of two axes, so that a batch can run along the second."""
@@ -211,6 +226,10 @@ class Sizing:
         """A sizing of a shape whose elements are still to be put."""
         return cls(np.zeros(shape), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=np.int8))
 
+    def reshaped(self, shape: tuple[int, ...]) -> "Sizing":
+        """The sizings along one axis in another shape."""
+        return Sizing(*(values.reshape(shape) for values in vars(self).values()))
+
     def put(self, elements: NDArray[np.intp], part: "Sizing") -> None:
         """Writes the sizings along one axis to positions of the flattened shape."""
         for name, values in vars(self).items():
@@ -235,7 +254,10 @@ class Capabilities:
             raise ValueError(f"statistic {statistic} is not supported by {model}; supported: {supported}")
 
 
+ALL_STATISTICS = frozenset(Statistic)
 MEANS_ONLY = Capabilities(frozenset({Statistic.MEAN}))
+ALL = Capabilities(ALL_STATISTICS)
+ALL_WITH_MEMORY = Capabilities(ALL_STATISTICS, kv_memory=True)
 
 
 class QueueingModel(Protocol):

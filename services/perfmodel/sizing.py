@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.perfmodel.blocks import blocks
-from services.perfmodel.law import Array
+from services.perfmodel.law import Array, Workload
 from services.perfmodel.queueing import Binding, QueueingModel, ServerModel, Sizing, Statistic, Targets
 from services.perfmodel.root_finding import Rows, largest_below
 
@@ -42,22 +42,34 @@ class RateCurves:
 
 
 def largest_rates(
-    server: ServerModel, targets: Targets, curves: Callable[[ServerModel], RateCurves]
+    server: ServerModel,
+    targets: Targets,
+    curves: Callable[[ServerModel], RateCurves],
+    relative_tolerance: float = 1e-10,
 ) -> Sizing:
     """The largest rates up to capacity at which every target is met, whole blocks of servers at a time.
 
     curves: what a model makes of servers along one axis.
+    relative_tolerance: of the rate; how exact the curves are.
     """
     shape = np.broadcast_shapes(server.shape, targets.shape)
     bounds = targets.spread(shape)
     sizing = Sizing.unknown(shape)
     for block in blocks(server, shape):
-        part = _size(block.servers, bounds.take(block.elements), block.rows, curves(block.servers))
+        part = _size(
+            block.servers,
+            bounds.take(block.elements),
+            block.rows,
+            curves(block.servers),
+            relative_tolerance,
+        )
         sizing.put(block.elements, part)
     return sizing
 
 
-def _size(servers: ServerModel, targets: Targets, rows: Rows, curves: RateCurves) -> Sizing:
+def _size(
+    servers: ServerModel, targets: Targets, rows: Rows, curves: RateCurves, relative_tolerance: float
+) -> Sizing:
     bounds = np.log(
         np.stack([np.asarray(v) for v in (targets.ttft_s, targets.itl_s, targets.max_blocked_share)])
     )
@@ -86,19 +98,37 @@ def _size(servers: ServerModel, targets: Targets, rows: Rows, curves: RateCurves
             full[inside],
             at_idle.max(axis=0)[inside],
             at_full.max(axis=0)[inside],
+            relative_tolerance,
         )
         binding[inside] = causes[excesses(rate[inside], inside).argmax(axis=0)]
         # A target met at rate zero and nowhere above it.
         feasible &= rate > 0
 
+    throughput = np.zeros(rows.size)
+    met = np.flatnonzero(feasible & ~np.isnan(np.asarray(targets.tps)))
+    if met.size:
+        throughput[met] = curves.evaluate(rate[met], rows[met]).throughput_rps
+    return with_throughput(Sizing(rate, feasible, binding), throughput, servers.workload, targets, rows)
+
+
+def with_throughput(
+    sizing: Sizing, throughput_rps: Array, workload: Workload, targets: Targets, rows: Rows
+) -> Sizing:
+    """The sizing of elements (E,), infeasible where even its rate sustains fewer tokens than wanted.
+
+    throughput_rps: (E,), requests per second served at the sizing's rates.
+    workload: of servers along one axis; rows: (E,), which of them an element is.
+    """
     tps = np.asarray(targets.tps)
-    wanted = np.flatnonzero(feasible & ~np.isnan(tps))
-    if wanted.size:
-        output = np.asarray(servers.workload.output_tokens)[rows[wanted]]
-        sustained = curves.evaluate(rate[wanted], rows[wanted]).throughput_rps * output
-        short = wanted[sustained < tps[wanted] * (1.0 - RATE_ROUNDING)]
-        rate[short], feasible[short], binding[short] = 0.0, False, Binding.TPS
-    return Sizing(rate, feasible, binding)
+    if np.isnan(tps).all():
+        return sizing
+    sustained = throughput_rps * np.asarray(workload.output_tokens)[rows]
+    short = sizing.feasible & (sustained < tps * (1.0 - RATE_ROUNDING))
+    return Sizing(
+        np.where(short, 0.0, sizing.max_rate_rps),
+        sizing.feasible & ~short,
+        np.where(short, np.int8(Binding.TPS), sizing.binding),
+    )
 
 
 def smallest_batch(

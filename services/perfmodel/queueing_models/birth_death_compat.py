@@ -24,15 +24,17 @@ from services.perfmodel.queueing import (
     MEANS_ONLY,
     Binding,
     Capabilities,
+    Distribution,
     Flags,
     Metrics,
     ServerModel,
     Sizing,
     Statistic,
     Targets,
+    saturation,
 )
-from services.perfmodel.queueing_models.birth_death import Tables, analyze_chains
 from services.perfmodel.queueing_models.chain import Chain, Found
+from services.perfmodel.queueing_models.tables import Tables
 from services.perfmodel.root_finding import Rows, largest_below
 
 LOWEST_SHARE = 0.001
@@ -42,6 +44,7 @@ TPS_SHARE = 0.9
 SAME = 1e-6
 PROBES = 6
 MS_PER_S = 1000.0
+FIGURES = 7
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,44 @@ class BirthDeathCompatModel:
     capabilities: Capabilities = MEANS_ONLY
 
     def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
-        def means(servers: ServerModel, rate: Array, rows: Rows) -> Array:
-            reference = Reference.of(servers)
-            single = _single(rate / MS_PER_S).astype(float) * MS_PER_S
-            found = reference.tables.chain.found_at(single, rows)
-            return reference.tables.means(found, rows, *reference.latencies(found, rows))
-
-        return analyze_chains(server, require("rate_rps", rate_rps, above=0.0), means)
+        rate = require("rate_rps", rate_rps, above=0.0)
+        shape = np.broadcast_shapes(server.shape, rate.shape)
+        rates = np.broadcast_to(rate, shape).ravel()
+        figures = np.empty((FIGURES, rates.size))
+        for block in blocks(server, shape):
+            reference, rows = Reference.of(block.servers), block.rows
+            tables = reference.tables
+            single = _single(rates[block.elements] / MS_PER_S).astype(float) * MS_PER_S
+            found = tables.chain.found_at(single, rows)
+            figures[:, block.elements] = np.stack(
+                [
+                    found.throughput,
+                    tables.chain.full_rate[rows],
+                    found.blocked_share,
+                    tables.wait_s(found, rows),
+                    *reference.latencies(found, rows),
+                    found.mean(tables.service_s[rows]),
+                ]
+            )
+        throughput, capacity, blocked, wait, ttft, itl, service = figures.reshape(FIGURES, *shape)
+        overloaded = rate >= capacity
+        full = (server.parameters, server.limits.max_batch, server.workload, server.limits.token_budget)
+        return Metrics(
+            offered_rps=np.broadcast_to(rate, shape),
+            throughput_rps=throughput,
+            capacity_rps=capacity,
+            occupancy=throughput * service,
+            queue_length=throughput * wait,
+            blocked_share=blocked,
+            wait_s=Distribution(wait),
+            ttft_s=Distribution(ttft),
+            itl_s=Distribution(itl),
+            end_to_end_s=Distribution(wait + service),
+            overloaded=overloaded,
+            saturation=saturation(
+                np.broadcast_to(rate, shape), server.law.work_per_request(*full), overloaded
+            ),
+        )
 
     def max_rate(
         self, server: ServerModel, targets: Targets, statistic: Statistic = Statistic.MEAN

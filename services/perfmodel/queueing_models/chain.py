@@ -23,12 +23,14 @@ class Found:
 
     batch_share: shape (R, N), the share that is served in a batch of 1 … N.
     queued_before: shape (R,), mean number of departures an arrival waits for.
+    waiting_share: shape (R,), share that finds every place taken.
     blocked_share: shape (R,), share of all arrivals that find the system full.
     throughput: shape (R,), admitted arrivals per second.
     """
 
     batch_share: Array
     queued_before: Array
+    waiting_share: Array
     blocked_share: Array
     throughput: Array
 
@@ -99,7 +101,13 @@ class Chain:
         log_blocked = log_last - peak + np.where(log_ratio > 0, log_ratio, queue * log_ratio)
         log_total = np.logaddexp(np.log(admitted), log_blocked)
         throughput = np.where(rate > 0, np.exp(log_rate + np.log(admitted) - log_total), 0.0)
-        return Found(weight, scale * places / admitted, np.exp(log_blocked - log_total), throughput)
+        return Found(
+            weight,
+            scale * places / admitted,
+            scale * states / admitted,
+            np.exp(log_blocked - log_total),
+            throughput,
+        )
 
 
 def geometric_sums(step: Array, count: Array) -> tuple[Array, Array]:

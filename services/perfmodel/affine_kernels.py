@@ -1,0 +1,361 @@
+"""Compiled birth-death chains whose times are affine in the batch: one rate, many rates, and sizing.
+
+With T(B) = t₀ + dB and m iterations per request, μ(n) = n/(m·T(n)) up to n = N and μ(N) beyond. With a = t₀/d and
+r = λmd the probabilities up to N are a truncated negative binomial NegBin(a+1, r), and beyond it a geometric tail
+in x = λ/μ(N). Of its sums P = Σp_n, S₁ = Σnp_n, S₂ = Σn²p_n over n ≤ N only the first needs a special function,
+the incomplete beta function, by the continued fraction of DLMF 8.17.22 on whichever side of the mean converges;
+from (n+1)p_{n+1} = r(n+1+a)p_n follow
+
+    S₁(1−r) = r[(1+a)(P − p_N) − N·p_N],    S₂(1−r) = r[(2+a)(S₁ − Np_N) + (1+a)(P − p_N) − N²p_N].
+
+Those lose digits where the untruncated mean is far beyond N and are undefined for r ≥ 1; there, and for few places,
+the terms are added from the mode outwards. Derivatives are covariances: d E[f]/d ln λ = Cov(f, n).
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from services.perfmodel.law import Array
+from services.perfmodel.root_finding import Rows
+
+# Adding the terms is faster up to this many places.
+SUMMED_PLACES = 96
+# The recurrences lose this factor in accuracy at the most.
+LARGEST_LOSS = 30.0
+# Below the mean the fraction is evaluated at 1 − r, which must keep the digits of r.
+SMALLEST_RATIO = 1e-4
+# Beyond this a negative binomial is a Poisson distribution to the last digit.
+LARGEST_SHAPE = 1e25
+EPSILON = 1e-17
+# Relative precision of a rate, and what a met target may exceed by rounding.
+RATE_TOLERANCE = 1e-10
+ROUNDING = 1e-12
+CAPACITY, TTFT, ITL, BLOCKING = 0, 1, 2, 4
+
+# Columns of a row of servers and of a state, in the order of the arrays below.
+ROW = 10
+STATE = 10
+BATCH, BATCH_SQ, FOUND, WAITED, QUEUED, BLOCKED, IDLE, SLOPE_BATCH, SLOPE_WAITED, SLOPE_BLOCKED = range(STATE)
+
+
+@njit(cache=True)
+def _stirling(x: float) -> float:
+    """ln Γ(x) less its leading terms (x−½)ln x − x + ½ln 2π, for x of at least 100."""
+    inverse = 1.0 / x
+    square = inverse * inverse
+    return inverse * (1.0 / 12.0 - square * (1.0 / 360.0 - square / 1260.0))
+
+
+@njit(cache=True)
+def log_coefficient(shape: float, places: float) -> float:
+    """ln Γ(N+a+1) − ln Γ(a+1) − ln Γ(N+1)."""
+    if shape < 1000.0:
+        return math.lgamma(places + shape + 1.0) - math.lgamma(shape + 1.0) - math.lgamma(places + 1.0)
+    top = places + shape + 1.0
+    ratio = (shape + 0.5) * math.log1p(places / (shape + 1.0)) + places * math.log(top) - places
+    return ratio + _stirling(top) - _stirling(shape + 1.0) - math.lgamma(places + 1.0)
+
+
+@njit(cache=True)
+def log_coefficients(table: Array) -> Array:
+    """`log_coefficient` of every row of a table, shape (S,), from its t₀, d and N."""
+    found = np.empty(table.shape[0])
+    for k in range(found.size):
+        base, slope = table[k, 1], table[k, 2]
+        shape = base / slope if base < slope * LARGEST_SHAPE else LARGEST_SHAPE
+        found[k] = log_coefficient(shape, table[k, 4])
+    return found
+
+
+@njit(cache=True)
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """The continued fraction of the incomplete beta function (DLMF 8.17.22), by Lentz's method."""
+    tiny = 1e-300
+    c = 1.0
+    d = 1.0 - (a + b) * x / (a + 1.0)
+    d = 1.0 / (d if abs(d) > tiny else tiny)
+    found = d
+    for m in range(1, 100_000):
+        even = m * (b - m) * x / ((a + 2.0 * m - 1.0) * (a + 2.0 * m))
+        d = 1.0 + even * d
+        c = 1.0 + even / c
+        d = 1.0 / (d if abs(d) > tiny else tiny)
+        c = c if abs(c) > tiny else tiny
+        found *= d * c
+        odd = -(a + m) * (a + b + m) * x / ((a + 2.0 * m) * (a + 2.0 * m + 1.0))
+        d = 1.0 + odd * d
+        c = 1.0 + odd / c
+        d = 1.0 / (d if abs(d) > tiny else tiny)
+        c = c if abs(c) > tiny else tiny
+        step = d * c
+        found *= step
+        if abs(step - 1.0) < 1e-15:
+            break
+    return found
+
+
+@njit(cache=True)
+def closed_sums(shape: float, ratio: float, places: float, log_coef: float) -> tuple[float, ...]:
+    """(Σp_n, Σnp_n, Σn²p_n over n < N, p_N, p₀) of a negative binomial, on a common scale; 0 < ratio < 1.
+
+    Outside its range of validity (see `is_closed`) the sums are inaccurate.
+    """
+    rest = math.log1p(-ratio)
+    log_last = log_coef + places * math.log(ratio)
+    if _beyond_the_mean(shape, ratio, places):
+        last = math.exp(log_last + (shape + 1.0) * rest)
+        beyond = ratio * (places + shape + 1.0) / (places + 1.0)
+        total = 1.0 - last * beyond * _beta_fraction(places + 1.0, shape + 1.0, ratio)
+        first = math.exp((shape + 1.0) * rest)
+    else:
+        last = 1.0
+        total = ratio * (places + shape + 1.0) / (shape + 1.0)
+        total *= _beta_fraction(shape + 1.0, places + 1.0, 1.0 - ratio)
+        first = math.exp(-log_last)
+    below = total - last
+    odds = ratio / (1.0 - ratio)
+    one = odds * ((1.0 + shape) * below - places * last) - places * last
+    two = odds * ((2.0 + shape) * one + (1.0 + shape) * below - places * places * last)
+    return below, one, two - places * places * last, last, first
+
+
+@njit(cache=True)
+def _beyond_the_mean(shape: float, ratio: float, places: float) -> bool:
+    return ratio * (places + shape + 4.0) < places + 2.0
+
+
+@njit(cache=True)
+def is_closed(shape: float, ratio: float, places: float) -> bool:
+    """Whether the closed form keeps at least eleven digits."""
+    if not 0.0 < ratio < 1.0 or ratio * (1.0 + shape) > LARGEST_LOSS * places * (1.0 - ratio):
+        return False
+    return ratio > SMALLEST_RATIO or _beyond_the_mean(shape, ratio, places)
+
+
+@njit(cache=True)
+def added_sums(rate: float, iterations: float, base: float, slope: float, places: int) -> tuple[float, ...]:
+    """The same sums by adding the terms from the mode outwards; any rate above zero."""
+    work = rate * iterations * slope
+    mode = places
+    if work < 1.0:
+        mode = int(min(float(places), rate * iterations * base / (1.0 - work)))
+    below = one = two = 0.0
+    last = term = 1.0
+    if mode < places:
+        below, one, two = 1.0, float(mode), float(mode) * mode
+        for n in range(mode + 1, places + 1):
+            term *= rate * iterations * (base + slope * n) / n
+            last = term
+            if n == places:
+                break
+            below += term
+            one += n * term
+            two += float(n) * n * term
+            if term < EPSILON * below:
+                last = 0.0
+                break
+    term = 1.0
+    for n in range(mode, 0, -1):
+        term *= n / (rate * iterations * (base + slope * n))
+        below += term
+        one += (n - 1.0) * term
+        two += (n - 1.0) * (n - 1.0) * term
+        if term < EPSILON * below:
+            return below, one, two, last, 0.0
+    return below, one, two, last, term
+
+
+@njit(cache=True)
+def waiting_sums(x: float, queue: int) -> tuple[float, float, float, float]:
+    """Σxʲ, Σ(j+1)xʲ, Σ(j+1)²xʲ over j < Q, and x^Q, for 0 ≤ x ≤ 1, by doubling: no term cancels."""
+    zero = one = two = 0.0
+    power = 1.0
+    length = 0
+    for bit in range(62, -1, -1):
+        if length > 0:
+            two += power * (two + 2.0 * length * one + float(length) * length * zero)
+            one += power * (one + length * zero)
+            zero += power * zero
+            power *= power
+            length *= 2
+        if (queue >> bit) & 1:
+            two += power * (length + 1.0) * (length + 1.0)
+            one += power * (length + 1.0)
+            zero += power
+            power *= x
+            length += 1
+    return zero, one, two, power
+
+
+@njit(cache=True)
+def _state(rate: float, row: Array, state: Array) -> None:
+    """Write what admitted arrivals find at a rate above zero; see `states`."""
+    iterations, base, slope, log_coef = row[0], row[1], row[2], row[3]
+    places, queue = int(row[4]), int(row[5])
+    n = row[4]
+    ratio = rate * iterations * slope
+    shape = base / slope if base < slope * LARGEST_SHAPE else LARGEST_SHAPE
+    if shape == LARGEST_SHAPE:
+        ratio = rate * iterations * base / shape
+    if places > SUMMED_PLACES and is_closed(shape, ratio, n):
+        below, below_one, below_two, last, first = closed_sums(shape, ratio, n, log_coef)
+    else:
+        below, below_one, below_two, last, first = added_sums(rate, iterations, base, slope, places)
+
+    x = rate * iterations * (base + slope * n) / n
+    if x <= 1.0:
+        zero, weighted, squared, end = waiting_sums(x, queue)
+    else:
+        # Counted from the full queue down, on the scale of its last place, so that nothing overflows.
+        zero, weighted, squared, end = waiting_sums(1.0 / x, queue)
+        top = queue + 1.0
+        squared = top * top * zero - 2.0 * top * weighted + squared
+        weighted = top * zero - weighted
+        scale, end = 1.0, 1.0
+        if queue > 0:
+            scale, end = math.exp(-(queue - 1.0) * math.log(x)), x
+        below, below_one, below_two, first = (
+            below * scale,
+            below_one * scale,
+            below_two * scale,
+            first * scale,
+        )
+    zero, weighted, squared, end = zero * last, weighted * last, squared * last, end * last
+
+    # Found: the number in system; from n = N + j an arrival waits for j + 1 departures.
+    admitted = below + zero
+    queue_found = (n - 1.0) * zero + weighted
+    found = (below_one + queue_found) / admitted
+    everything = admitted + end
+    state[BATCH] = (below_one + below + n * zero) / admitted
+    state[BATCH_SQ] = (below_two + 2.0 * below_one + below + n * n * zero) / admitted
+    state[FOUND] = found
+    state[WAITED] = weighted / admitted
+    state[QUEUED] = zero / admitted
+    state[BLOCKED] = end / everything
+    state[IDLE] = first / admitted
+    state[SLOPE_BATCH] = (below_two + below_one + n * queue_found) / admitted - state[BATCH] * found
+    state[SLOPE_WAITED] = ((n - 1.0) * weighted + squared) / admitted - state[WAITED] * found
+    state[SLOPE_BLOCKED] = n + queue - (found * admitted + (n + queue) * end) / everything
+
+
+@njit(cache=True)
+def states(rates: Array, rows: Rows, table: Array) -> Array:
+    """What admitted arrivals find, shape (R, STATE), at rates (R,) above zero in rows (R,) of a table (S, ROW).
+
+    Columns of the table: m, t₀, d, `log_coefficient`, N, Q, and times affine in the batch: prefill at 0 and its
+    slope, inter-token time at 0 and its slope. Columns of a state: mean and mean square of the batch an arrival is
+    served in, mean number found, mean departures waited for, share that waits, share blocked, share that finds an
+    idle server, and the derivatives of the batch, of the departures and of ln(share blocked) by ln(rate).
+    """
+    found = np.empty((rates.size, STATE))
+    for k in range(rates.size):
+        _state(rates[k], table[rows[k]], found[k])
+    return found
+
+
+@njit(cache=True)
+def _excess(
+    rate: float, row: Array, overhead: float, ttft: float, itl: float, blocked: float, state: Array
+) -> tuple[float, float, int]:
+    """The largest ln(value / target), its derivative by ln(rate), and which target it is."""
+    _state(rate, row, state)
+    full = row[4] / (row[0] * (row[1] + row[2] * row[4]))
+    worst, slope, cause = -np.inf, 1.0, CAPACITY
+    if ttft < np.inf:
+        value = overhead + state[WAITED] / full + row[6] + row[7] * state[BATCH]
+        found = math.log(value / ttft)
+        if found > worst:
+            worst, cause = found, TTFT
+            slope = (state[SLOPE_WAITED] / full + row[7] * state[SLOPE_BATCH]) / value
+    if itl < np.inf:
+        value = row[8] + row[9] * state[BATCH]
+        found = math.log(value / itl)
+        if found > worst:
+            worst, cause, slope = found, ITL, row[9] * state[SLOPE_BATCH] / value
+    if state[BLOCKED] > 0.0:
+        found = math.log(state[BLOCKED] / blocked)
+        if found > worst:
+            worst, cause, slope = found, BLOCKING, state[SLOPE_BLOCKED]
+    return worst, slope, cause
+
+
+@njit(cache=True)
+def _first_guess(row: Array, ttft: float, itl: float, overhead: float, full: float) -> float:
+    """The fluid answer: the rate whose mean batch is the one that meets the targets, a little below capacity."""
+    batch = row[4]
+    if itl < np.inf and row[9] > 0.0:
+        batch = min(batch, (itl - row[8]) / row[9])
+    if ttft < np.inf and row[7] > 0.0:
+        batch = min(batch, (ttft - overhead - row[6]) / row[7])
+    batch = max(batch - 1.0, 0.02)
+    guess: float = min(batch / (row[0] * (row[1] + row[2] * (batch + 1.0))), 0.97 * full)
+    return guess
+
+
+@njit(cache=True)
+def size(
+    table: Array, overheads: Array, rows: Rows, ttft: Array, itl: Array, blocked: Array
+) -> tuple[Array, Rows, Array]:
+    """The largest rates that meet the targets of elements (E,), what stops them, and what they find there.
+
+    table, overheads: servers, see `states`; rows: (E,), which of them an element is.
+    ttft, itl, blocked: (E,), bounds; infinite is none. Returns rates (E,), 0 where infeasible, causes (E,), and
+    states (E, STATE) at the rates. Newton's method in ln(rate), kept in its bracket.
+    """
+    count = rows.size
+    rates = np.zeros(count)
+    causes = np.zeros(count, dtype=np.int64)
+    found = np.zeros((count, STATE))
+    for k in range(count):
+        row, overhead, state = table[rows[k]], overheads[rows[k]], found[k]
+        full = row[4] / (row[0] * (row[1] + row[2] * row[4]))
+        # An idle server: nobody waits and everyone is alone.
+        if overhead + row[6] + row[7] > ttft[k] * (1.0 + ROUNDING):
+            causes[k] = TTFT
+            continue
+        if row[8] + row[9] > itl[k] * (1.0 + ROUNDING):
+            causes[k] = ITL
+            continue
+        low, high = 0.0, full
+        rate = _first_guess(row, ttft[k], itl[k], overhead, full)
+        met = 0.0
+        cause = CAPACITY
+        for _ in range(200):
+            worst, slope, which = _excess(rate, row, overhead, ttft[k], itl[k], blocked[k], state)
+            if worst <= ROUNDING:
+                met = low = rate
+            else:
+                high = rate
+                cause = which
+            if low == high:
+                break
+            step = -worst / slope if slope > 0.0 else -np.inf
+            if abs(step) < 0.3 * RATE_TOLERANCE:
+                if worst <= ROUNDING:
+                    cause = which if worst > -1e-9 else cause
+                    break
+                # From just above: step over to the side on which the targets are met.
+                rate = max(low, rate * (1.0 + step - 0.5 * RATE_TOLERANCE))
+                if rate == low:
+                    break
+                continue
+            ahead = rate * math.exp(min(step, 5.0)) if step > -700.0 else 0.0
+            if ahead >= full and high == full:
+                ahead = full
+            elif not low < ahead < high:
+                ahead = 0.5 * (low + high) if low > 0.0 else 0.1 * high
+            if high < 1e-12 * full:
+                break
+            if high - low <= 0.5 * RATE_TOLERANCE * high:
+                break
+            rate = ahead
+        rates[k] = met
+        causes[k] = cause
+        if met > 0.0 and met != rate:
+            _state(met, row, state)
+        if met == full:
+            causes[k] = CAPACITY
+    return rates, causes, found
