@@ -1,4 +1,4 @@
-"""Compiled birth-death chains whose times are affine in the batch: one rate, many rates, and sizing.
+"""Compiled birth-death chains whose times are affine in the batch.
 
 With T(B) = t₀ + dB and m iterations per request, μ(n) = n/(m·T(n)) up to n = N and μ(N) beyond. With a = t₀/d and
 r = λmd the probabilities up to N are a truncated negative binomial NegBin(a+1, r), and beyond it a geometric tail
@@ -29,15 +29,14 @@ SMALLEST_RATIO = 1e-4
 # Beyond this a negative binomial is a Poisson distribution to the last digit.
 LARGEST_SHAPE = 1e25
 EPSILON = 1e-17
-# Relative precision of a rate, and what a met target may exceed by rounding.
-RATE_TOLERANCE = 1e-10
-ROUNDING = 1e-12
-CAPACITY, TTFT, ITL, BLOCKING = 0, 1, 2, 4
 
-# Columns of a row of servers and of a state, in the order of the arrays below.
+# Columns of a row of servers: m, t₀, d, `log_coefficient`, N, Q; then times affine in the batch, at 0 and by batch.
 ROW = 10
-STATE = 10
-BATCH, BATCH_SQ, FOUND, WAITED, QUEUED, BLOCKED, IDLE, SLOPE_BATCH, SLOPE_WAITED, SLOPE_BLOCKED = range(STATE)
+PREFILL_AT_0, PREFILL_BY_BATCH, TOKEN_AT_0, TOKEN_BY_BATCH = 6, 7, 8, 9
+# Columns of a state; see `states`.
+STATE = 16
+BATCH, BATCH_SQ, FOUND, WAITED, QUEUED, BLOCKED, IDLE, SLOPE_BATCH, SLOPE_WAITED, SLOPE_BLOCKED = range(10)
+PREFILL, TOKEN, SERVICE, PROGRESS, SLOPE_PREFILL, SLOPE_TOKEN = range(10, STATE)
 
 
 @njit(cache=True)
@@ -190,8 +189,8 @@ def waiting_sums(x: float, queue: int) -> tuple[float, float, float, float]:
 
 
 @njit(cache=True)
-def _state(rate: float, row: Array, state: Array) -> None:
-    """Write what admitted arrivals find at a rate above zero; see `states`."""
+def affine_state(rate: float, row: Array, state: Array) -> None:
+    """Write what admitted arrivals find at a rate above zero of a row of servers; see `states`."""
     iterations, base, slope, log_coef = row[0], row[1], row[2], row[3]
     places, queue = int(row[4]), int(row[5])
     n = row[4]
@@ -239,123 +238,26 @@ def _state(rate: float, row: Array, state: Array) -> None:
     state[SLOPE_BATCH] = (below_two + below_one + n * queue_found) / admitted - state[BATCH] * found
     state[SLOPE_WAITED] = ((n - 1.0) * weighted + squared) / admitted - state[WAITED] * found
     state[SLOPE_BLOCKED] = n + queue - (found * admitted + (n + queue) * end) / everything
+    batch = state[BATCH]
+    state[PREFILL] = row[PREFILL_AT_0] + row[PREFILL_BY_BATCH] * batch
+    state[TOKEN] = row[TOKEN_AT_0] + row[TOKEN_BY_BATCH] * batch
+    state[SERVICE] = iterations * (base + slope * batch)
+    # Who did not have to wait found one request fewer at work than the batch that it is served in.
+    state[PROGRESS] = base * (1.0 - state[IDLE]) + slope * (batch - 1.0 + state[QUEUED])
+    state[SLOPE_PREFILL] = row[PREFILL_BY_BATCH] * state[SLOPE_BATCH]
+    state[SLOPE_TOKEN] = row[TOKEN_BY_BATCH] * state[SLOPE_BATCH]
 
 
 @njit(cache=True)
 def states(rates: Array, rows: Rows, table: Array) -> Array:
     """What admitted arrivals find, shape (R, STATE), at rates (R,) above zero in rows (R,) of a table (S, ROW).
 
-    Columns of the table: m, t₀, d, `log_coefficient`, N, Q, and times affine in the batch: prefill at 0 and its
-    slope, inter-token time at 0 and its slope. Columns of a state: mean and mean square of the batch an arrival is
-    served in, mean number found, mean departures waited for, share that waits, share blocked, share that finds an
-    idle server, and the derivatives of the batch, of the departures and of ln(share blocked) by ln(rate).
+    Columns of a state: mean and mean square of the batch an arrival is served in; mean number found; mean
+    departures waited for; share that waits; share blocked; share that finds an idle server; derivatives of the
+    batch, of the departures and of ln(share blocked) by ln(rate); mean prefill, inter-token and service time; mean
+    duration of the iteration in progress, zero of an idle server; derivatives of prefill and inter-token time.
     """
     found = np.empty((rates.size, STATE))
     for k in range(rates.size):
-        _state(rates[k], table[rows[k]], found[k])
+        affine_state(rates[k], table[rows[k]], found[k])
     return found
-
-
-@njit(cache=True)
-def _excess(
-    rate: float, row: Array, overhead: float, ttft: float, itl: float, blocked: float, state: Array
-) -> tuple[float, float, int]:
-    """The largest ln(value / target), its derivative by ln(rate), and which target it is."""
-    _state(rate, row, state)
-    full = row[4] / (row[0] * (row[1] + row[2] * row[4]))
-    worst, slope, cause = -np.inf, 1.0, CAPACITY
-    if ttft < np.inf:
-        value = overhead + state[WAITED] / full + row[6] + row[7] * state[BATCH]
-        found = math.log(value / ttft)
-        if found > worst:
-            worst, cause = found, TTFT
-            slope = (state[SLOPE_WAITED] / full + row[7] * state[SLOPE_BATCH]) / value
-    if itl < np.inf:
-        value = row[8] + row[9] * state[BATCH]
-        found = math.log(value / itl)
-        if found > worst:
-            worst, cause, slope = found, ITL, row[9] * state[SLOPE_BATCH] / value
-    if state[BLOCKED] > 0.0:
-        found = math.log(state[BLOCKED] / blocked)
-        if found > worst:
-            worst, cause, slope = found, BLOCKING, state[SLOPE_BLOCKED]
-    return worst, slope, cause
-
-
-@njit(cache=True)
-def _first_guess(row: Array, ttft: float, itl: float, overhead: float, full: float) -> float:
-    """The fluid answer: the rate whose mean batch is the one that meets the targets, a little below capacity."""
-    batch = row[4]
-    if itl < np.inf and row[9] > 0.0:
-        batch = min(batch, (itl - row[8]) / row[9])
-    if ttft < np.inf and row[7] > 0.0:
-        batch = min(batch, (ttft - overhead - row[6]) / row[7])
-    batch = max(batch - 1.0, 0.02)
-    guess: float = min(batch / (row[0] * (row[1] + row[2] * (batch + 1.0))), 0.97 * full)
-    return guess
-
-
-@njit(cache=True)
-def size(
-    table: Array, overheads: Array, rows: Rows, ttft: Array, itl: Array, blocked: Array
-) -> tuple[Array, Rows, Array]:
-    """The largest rates that meet the targets of elements (E,), what stops them, and what they find there.
-
-    table, overheads: servers, see `states`; rows: (E,), which of them an element is.
-    ttft, itl, blocked: (E,), bounds; infinite is none. Returns rates (E,), 0 where infeasible, causes (E,), and
-    states (E, STATE) at the rates. Newton's method in ln(rate), kept in its bracket.
-    """
-    count = rows.size
-    rates = np.zeros(count)
-    causes = np.zeros(count, dtype=np.int64)
-    found = np.zeros((count, STATE))
-    for k in range(count):
-        row, overhead, state = table[rows[k]], overheads[rows[k]], found[k]
-        full = row[4] / (row[0] * (row[1] + row[2] * row[4]))
-        # An idle server: nobody waits and everyone is alone.
-        if overhead + row[6] + row[7] > ttft[k] * (1.0 + ROUNDING):
-            causes[k] = TTFT
-            continue
-        if row[8] + row[9] > itl[k] * (1.0 + ROUNDING):
-            causes[k] = ITL
-            continue
-        low, high = 0.0, full
-        rate = _first_guess(row, ttft[k], itl[k], overhead, full)
-        met = 0.0
-        cause = CAPACITY
-        for _ in range(200):
-            worst, slope, which = _excess(rate, row, overhead, ttft[k], itl[k], blocked[k], state)
-            if worst <= ROUNDING:
-                met = low = rate
-            else:
-                high = rate
-                cause = which
-            if low == high:
-                break
-            step = -worst / slope if slope > 0.0 else -np.inf
-            if abs(step) < 0.3 * RATE_TOLERANCE:
-                if worst <= ROUNDING:
-                    cause = which if worst > -1e-9 else cause
-                    break
-                # From just above: step over to the side on which the targets are met.
-                rate = max(low, rate * (1.0 + step - 0.5 * RATE_TOLERANCE))
-                if rate == low:
-                    break
-                continue
-            ahead = rate * math.exp(min(step, 5.0)) if step > -700.0 else 0.0
-            if ahead >= full and high == full:
-                ahead = full
-            elif not low < ahead < high:
-                ahead = 0.5 * (low + high) if low > 0.0 else 0.1 * high
-            if high < 1e-12 * full:
-                break
-            if high - low <= 0.5 * RATE_TOLERANCE * high:
-                break
-            rate = ahead
-        rates[k] = met
-        causes[k] = cause
-        if met > 0.0 and met != rate:
-            _state(met, row, state)
-        if met == full:
-            causes[k] = CAPACITY
-    return rates, causes, found

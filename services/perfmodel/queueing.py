@@ -76,7 +76,13 @@ class ServerModel:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape all fields broadcast to, without the axis of the parameters."""
-        return np.broadcast_shapes(*(np.shape(value) for _, value in self._fields()))
+        return self.once("shape", lambda: np.broadcast_shapes(*(np.shape(v) for _, v in self._fields())))
+
+    def elements(self, shape: tuple[int, ...]) -> NDArray[np.intp]:
+        """Which of the servers of `rows` every element of a shape is, flattened."""
+        count = int(np.prod(self.shape, dtype=np.int64))
+        alone = self.once("elements", lambda: np.arange(count))
+        return alone if shape == self.shape else np.broadcast_to(alone.reshape(self.shape), shape).ravel()
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What a model makes of the servers and does not depend on rates: made on first use, then kept."""
@@ -157,11 +163,23 @@ class Targets:
 
     def spread(self, shape: tuple[int, ...]) -> "Targets":
         """The targets along one axis, after broadcasting to a shape."""
-        return Targets(*(np.broadcast_to(np.asarray(value), shape).ravel() for value in vars(self).values()))
+        return self._of(*(_along_one_axis(value, shape) for value in vars(self).values()))
 
     def take(self, index: NDArray[np.intp]) -> "Targets":
         """Some of the targets of `spread`, in the order of `index`."""
-        return Targets(*(np.asarray(value)[index] for value in vars(self).values()))
+        return self._of(*(np.asarray(value)[index] for value in vars(self).values()))
+
+    @classmethod
+    def _of(cls, ttft_s: Array, itl_s: Array, tps: Array, max_blocked_share: Array) -> "Targets":
+        """Targets of values that were checked before."""
+        made = object.__new__(cls)
+        vars(made).update(ttft_s=ttft_s, itl_s=itl_s, tps=tps, max_blocked_share=max_blocked_share)
+        return made
+
+
+def _along_one_axis(value: Values | None, shape: tuple[int, ...]) -> Array:
+    array = np.asarray(value, dtype=np.float64)
+    return (array if array.shape == shape else np.broadcast_to(array, shape)).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)

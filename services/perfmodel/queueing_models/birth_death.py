@@ -44,7 +44,7 @@ class BirthDeathModel:
     def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
         rate = require("rate_rps", rate_rps, minimum=0.0)
         shape = np.broadcast_shapes(server.shape, rate.shape)
-        chains, rows = Chains.of(server), element_rows(server, shape)
+        chains, rows = Chains.of(server), server.elements(shape)
         states = chains.at(np.broadcast_to(rate, shape).ravel(), rows)
         return mean_metrics(chains, states, rate, rows, shape)
 
@@ -53,7 +53,7 @@ class BirthDeathModel:
     ) -> Sizing:
         self.capabilities.require(self.name, statistic)
         shape = np.broadcast_shapes(server.shape, targets.shape)
-        return Chains.of(server).size(targets.spread(shape), element_rows(server, shape)).reshaped(shape)
+        return Chains.of(server).size(targets.spread(shape), server.elements(shape)).reshaped(shape)
 
     def concurrency(
         self,
@@ -64,12 +64,6 @@ class BirthDeathModel:
     ) -> NDArray[np.int64]:
         self.capabilities.require(self.name, statistic)
         return smallest_batch(self, server, targets, statistic, tolerance)
-
-
-def element_rows(server: ServerModel, shape: tuple[int, ...]) -> Rows:
-    """Which of the servers of `rows` every element of a shape is, flattened."""
-    count = int(np.prod(server.shape, dtype=np.int64))
-    return np.broadcast_to(np.arange(count).reshape(server.shape), shape).ravel()
 
 
 def mean_metrics(

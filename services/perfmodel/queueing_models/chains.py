@@ -1,10 +1,11 @@
-"""Birth-death chains of many servers: compiled where times are affine in the batch, else from tables.
+"""Birth-death chains of many servers: compiled where numba is installed, else from tables.
 
 A law's times are affine while the iterations per request stay the same (`IterationLaw`), so a server whose
 iterations are as many alone as in a full batch is affine throughout. Others, whose prompts need more chunks the
-fuller the batch is, are tabulated, as is everything where numba is not installed.
+fuller the batch is, are cut into segments; one that would need too many of them is tabulated.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -20,18 +21,19 @@ from services.perfmodel.sizing import RateCurves, RateOutcome, largest_rates, wi
 
 # A rate of zero is looked at as this share of the capacity: an idle server to the last digit but three.
 IDLE_SHARE = 1e-13
+MOST_SEGMENTS = 48
 
 
 @cache
 def kernels() -> ModuleType | None:
     """The compiled kernels; None where numba is not installed, and the plain path is taken."""
     try:
-        from services.perfmodel import affine_kernels
+        from services.perfmodel import segment_kernels
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
         return None
-    return affine_kernels
+    return segment_kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +43,8 @@ class Chains:
     full_rate: shape (S,), μ(N) in requests per second.
     overhead_s, work_s: shape (S,), the work of a request in a full batch.
     iteration_slope_s: shape (S,), what one more request adds to an iteration, up to a full batch.
-    affine: shape (S,), which of them the kernels take.
-    table: shape (S, ROW), see `affine_kernels.states`; meaningless in rows that are not affine.
+    compiled: shape (S,), which of them the kernels take.
+    table, segments, starts: see `segment_kernels.states`; the rows of servers that are not compiled mean nothing.
     """
 
     servers: ServerModel
@@ -50,8 +52,10 @@ class Chains:
     overhead_s: Array
     work_s: Array
     iteration_slope_s: Array
-    affine: Flags
+    compiled: Flags
     table: Array
+    segments: Array
+    starts: Rows
 
     @classmethod
     def of(cls, server: ServerModel) -> "Chains":
@@ -67,38 +71,29 @@ class Chains:
         iterations = law.iterations_per_request(*full)
         slowest = law.iteration_time(*full)
         overhead = np.array(law.overhead_time(servers.parameters, servers.workload))
-        compiled = kernels()
-        if compiled is None:
-            affine, table = np.zeros(most.size, dtype=bool), np.empty((most.size, 0))
-        else:
+        taken = np.zeros(most.size, dtype=bool)
+        table, segments = np.empty((most.size, 0)), np.empty((0, 0))
+        starts = np.zeros(most.size + 1, dtype=np.intp)
+        if kernels() is not None:
             affine = law.iterations_per_request(*alone) == iterations
-            table = np.empty((most.size, compiled.ROW))
-            steps = np.maximum(most - 1.0, 1.0)
-            table[:, 0], table[:, 4], table[:, 5] = iterations, most, limits.max_queue
-            for column, time, at_full in (
-                (1, law.iteration_time, slowest),
-                (6, law.prefill_time, law.prefill_time(*full)),
-                (8, law.inter_token_time, law.inter_token_time(*full)),
-            ):
-                at_one = time(*alone)
-                # What a single place leaves unknown does not matter: no batch is larger.
-                slope = np.maximum(at_full - at_one, 0.0) / steps
-                table[:, column], table[:, column + 1] = at_one - slope, slope
-            # The law may be rounded below zero where its fixed part is zero.
-            table[:, 1] = np.maximum(table[:, 1], 0.0)
-            table[:, 3] = compiled.log_coefficients(table)
+            table = _table(servers, iterations)
+            segments, starts, taken = _segments(servers, np.flatnonzero(~affine), most.size)
+            taken |= affine
         work = np.asarray(law.work_per_request(*full))
         slope = np.maximum(slowest - law.iteration_time(*alone), 0.0) / np.maximum(most - 1.0, 1.0)
-        return cls(servers, most / (iterations * slowest), overhead, work, slope, affine, table)
+        full_rate = most / (iterations * slowest)
+        return cls(servers, full_rate, overhead, work, slope, taken, table, segments, starts)
 
     def at(self, rate: Array, rows: Rows) -> ChainStates:
         """What rates (R,) make of the chains `rows`."""
+        compiled = self.compiled[rows]
+        if compiled.all():
+            return self._compiled(rate, rows)
         states = ChainStates.empty(rate.size)
-        affine = self.affine[rows]
-        chosen = np.flatnonzero(affine)
+        chosen = np.flatnonzero(compiled)
         if chosen.size:
             states.put(chosen, self._compiled(rate[chosen], rows[chosen]))
-        chosen = np.flatnonzero(~affine)
+        chosen = np.flatnonzero(~compiled)
         if chosen.size:
             some = self.servers.take(rows[chosen])
             for block in blocks(some, some.shape):
@@ -108,12 +103,14 @@ class Chains:
 
     def size(self, targets: Targets, rows: Rows) -> Sizing:
         """The largest rates of elements (E,) within targets on means, of the servers `rows`."""
+        compiled = self.compiled[rows]
+        if compiled.all():
+            return self._sized(targets, rows)
         sizing = Sizing.unknown(rows.shape)
-        affine = self.affine[rows]
-        chosen = np.flatnonzero(affine)
+        chosen = np.flatnonzero(compiled)
         if chosen.size:
             sizing.put(chosen, self._sized(targets.take(chosen), rows[chosen]))
-        chosen = np.flatnonzero(~affine)
+        chosen = np.flatnonzero(~compiled)
         if chosen.size:
             some = self.servers.take(rows[chosen])
             sizing.put(chosen, largest_rates(some, targets.take(chosen), _tabulated))
@@ -123,22 +120,19 @@ class Chains:
         compiled = kernels()
         assert compiled is not None
         full = self.full_rate[rows]
-        found = compiled.states(np.maximum(rate, IDLE_SHARE * full), rows, self.table).T
-        _, base, slope, _, _, _, prefill, prefill_slope, token, token_slope = self.table[rows].T
-        batch, waiting = found[compiled.BATCH], found[compiled.QUEUED]
-        # An arrival that did not have to wait found one request fewer than the batch it is served in.
-        working = batch - (1.0 - waiting)
+        rates = np.maximum(rate, IDLE_SHARE * full)
+        found = compiled.states(rates, rows, self.table, self.segments, self.starts).T
         return ChainStates(
             throughput_rps=rate * (1.0 - found[compiled.BLOCKED]),
             blocked_share=found[compiled.BLOCKED],
             wait_s=found[compiled.WAITED] / full,
-            prefill_s=prefill + prefill_slope * batch,
-            inter_token_s=token + token_slope * batch,
-            service_s=self.table[rows, 0] * (base + slope * batch),
-            batch=batch,
+            prefill_s=found[compiled.PREFILL],
+            inter_token_s=found[compiled.TOKEN],
+            service_s=found[compiled.SERVICE],
+            batch=found[compiled.BATCH],
             batch_sq=found[compiled.BATCH_SQ],
-            waiting_share=waiting,
-            progress_s=base * (1.0 - found[compiled.IDLE]) + slope * working,
+            waiting_share=found[compiled.QUEUED],
+            progress_s=found[compiled.PROGRESS],
         )
 
     def _sized(self, targets: Targets, rows: Rows) -> Sizing:
@@ -147,10 +141,83 @@ class Chains:
         ttft, itl = (np.asarray(bound, float) for bound in (targets.ttft_s, targets.itl_s))
         ttft, itl = np.where(np.isnan(ttft), np.inf, ttft), np.where(np.isnan(itl), np.inf, itl)
         share = np.asarray(targets.max_blocked_share)
-        rate, binding, found = compiled.size(self.table, self.overhead_s, rows, ttft, itl, share)
+        rate, binding, found = compiled.size(
+            self.table, self.segments, self.starts, self.overhead_s, self.full_rate, rows, ttft, itl, share
+        )
         sizing = Sizing(rate, rate > 0, binding.astype(np.int8))
         throughput = rate * (1.0 - found[:, compiled.BLOCKED])
         return with_throughput(sizing, throughput, self.servers.workload, targets, rows)
+
+
+def _table(servers: ServerModel, iterations: Array) -> Array:
+    """The rows of `affine_kernels.states`, as if the servers were affine throughout."""
+    from services.perfmodel import affine_kernels
+
+    law, limits = servers.law, servers.limits
+    most = np.asarray(limits.max_batch)
+    table = np.empty((most.size, affine_kernels.ROW))
+    table[:, 0], table[:, 4], table[:, 5] = iterations, most, limits.max_queue
+    times = (law.iteration_time, law.prefill_time, law.inter_token_time)
+    for column, (at_zero, slope) in zip(
+        (1, 6, 8), _affine(servers, np.ones(most.size), most, times), strict=True
+    ):
+        table[:, column], table[:, column + 1] = at_zero, slope
+    table[:, 3] = affine_kernels.log_coefficients(table)
+    return table
+
+
+def _affine(
+    servers: ServerModel, low: Array, high: Array, times: Sequence[Callable[..., Array]]
+) -> list[tuple[Array, Array]]:
+    """Times at a batch of zero and by batch, from two batches between which they are affine."""
+    found = []
+    rest = (servers.workload, servers.limits.token_budget)
+    for time in times:
+        at_low, at_high = time(servers.parameters, low, *rest), time(servers.parameters, high, *rest)
+        # What a single batch leaves unknown does not matter: no other is looked at.
+        slope = np.maximum(at_high - at_low, 0.0) / np.maximum(high - low, 1.0)
+        found.append((at_low - low * slope, slope))
+    # An iteration's fixed part may be rounded below zero where it is zero.
+    found[0] = (np.maximum(found[0][0], 0.0), found[0][1])
+    return found
+
+
+def _segments(servers: ServerModel, rows: Rows, count: int) -> tuple[Array, Rows, Flags]:
+    """The segments of some rows, where each of all rows' begin, and which rows have no more than are allowed."""
+    from services.perfmodel.segment_kernels import SEGMENT
+
+    law = servers.law
+    pieces: list[tuple[Rows, Array]] = []
+    left, start = rows, np.ones(rows.size)
+    while left.size and len(pieces) < MOST_SEGMENTS:
+        some = servers.take(left)
+        most = np.asarray(some.limits.max_batch)
+
+        def iterations(batch: Array, of: ServerModel = some) -> Array:
+            return law.iterations_per_request(of.parameters, batch, of.workload, of.limits.token_budget)
+
+        wanted = iterations(start)
+        low, high = start.copy(), most.copy()
+        while np.any(low < high):
+            middle = np.ceil((low + high) / 2.0)
+            same = iterations(middle) == wanted
+            low, high = np.where(same, middle, low), np.where(same, high, middle - 1.0)
+        times = (law.iteration_time, law.prefill_time, law.inter_token_time)
+        piece = np.empty((left.size, SEGMENT))
+        piece[:, 0], piece[:, 1] = low, wanted
+        for column, (at_zero, slope) in zip((2, 4, 6), _affine(some, start, low, times), strict=True):
+            piece[:, column], piece[:, column + 1] = at_zero, slope
+        pieces.append((left, piece))
+        more = low < most
+        left, start = left[more], low[more] + 1.0
+    owner = np.concatenate([rows for rows, _ in pieces]) if pieces else np.empty(0, dtype=np.intp)
+    kept = ~np.isin(owner, left)
+    owner = owner[kept]
+    table = np.concatenate([piece for _, piece in pieces])[kept] if pieces else np.empty((0, SEGMENT))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))]).astype(np.intp)
+    taken = np.zeros(count, dtype=bool)
+    taken[owner] = True
+    return table[np.argsort(owner, kind="stable")], starts, taken
 
 
 def _tabulated(servers: ServerModel) -> RateCurves:

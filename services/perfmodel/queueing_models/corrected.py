@@ -1,6 +1,6 @@
 """The corrected model: the birth-death chain, and what it leaves out, in closed form, with percentiles."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,8 @@ from services.perfmodel.queueing import (
     Targets,
     saturation,
 )
-from services.perfmodel.queueing_models.birth_death import element_rows
 from services.perfmodel.queueing_models.chains import Chains
-from services.perfmodel.queueing_models.delays import LEVELS, Mixture, delays
+from services.perfmodel.queueing_models.delays import LEVELS, delays, distributions
 from services.perfmodel.root_finding import Rows
 from services.perfmodel.sizing import RateCurves, RateOutcome, largest_rates, smallest_batch
 
@@ -50,21 +49,21 @@ class CorrectedModel:
         offered = require("rate_rps", rate_rps, minimum=0.0)
         shape = np.broadcast_shapes(server.shape, offered.shape)
         server = self.adapted(server)
-        chains, rows = Chains.of(server), element_rows(server, shape)
+        chains, rows = Chains.of(server), server.elements(shape)
         rate = np.broadcast_to(offered, shape).ravel()
         states = chains.at(rate, rows)
         found = delays(chains, states, rate, rows, self.long_prompts)
 
+        times = distributions((found.wait, found.ttft, found.gap, found.end_to_end))
+        # Gaps are counted by token, their mean by request.
+        times[2] = replace(times[2], mean=states.inter_token_s)
+
         def shaped(values: Array) -> Array:
             return values.reshape(shape)
 
-        def distribution(mixture: Mixture, mean: Array | None = None) -> Distribution:
-            times = mixture.distribution()
-            parts = {f.name: getattr(times, f.name) for f in fields(times)}
-            if mean is not None:
-                parts["mean"] = mean
-            return Distribution(**{name: shaped(values) for name, values in parts.items()})
-
+        wait_s, ttft_s, itl_s, end_to_end_s = (
+            Distribution(*(shaped(values) for values in vars(time).values())) for time in times
+        )
         wait = found.wait.overall_mean()
         overloaded = rate >= chains.full_rate[rows]
         held_by = self.held_by(server, saturation(rate, chains.work_s[rows], overloaded), rows)
@@ -75,10 +74,10 @@ class CorrectedModel:
             occupancy=shaped(states.throughput_rps * states.service_s),
             queue_length=shaped(states.throughput_rps * wait),
             blocked_share=shaped(states.blocked_share),
-            wait_s=distribution(found.wait),
-            ttft_s=distribution(found.ttft),
-            itl_s=distribution(found.gap, states.inter_token_s),
-            end_to_end_s=distribution(found.end_to_end),
+            wait_s=wait_s,
+            ttft_s=ttft_s,
+            itl_s=itl_s,
+            end_to_end_s=end_to_end_s,
             overloaded=overloaded.reshape(shape),
             saturation=held_by.reshape(shape),
         )

@@ -14,12 +14,13 @@ A time is a mixture of two gamma distributions, of requests that found a free pl
 for one, each with matched mean and variance.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gammaincc
 
-from services.perfmodel.law import Array, TokenCosts
+from services.perfmodel.law import Array, TokenCosts, Values
 from services.perfmodel.queueing import Distribution, ServerModel
 from services.perfmodel.queueing_models.chains import Chains
 from services.perfmodel.queueing_models.tables import ChainStates
@@ -60,34 +61,50 @@ class Mixture:
             self.variance_second + variance,
         )
 
-    def quantile(self, level: float) -> Array:
-        """The time that a share `level` of the requests do not exceed."""
-        parts = [
-            (1.0 - self.share, self.mean, self.variance),
-            (self.share, self.mean_second, self.variance_second),
-        ]
+    def quantile(self, level: Values) -> Array:
+        """The time that a share `level` of the requests do not exceed, of shape (R,)."""
         largest = np.maximum(self.mean, self.mean_second)
         spread = np.sqrt(np.maximum(np.maximum(self.variance, self.variance_second), (1e-6 * largest) ** 2))
+        levels = np.broadcast_to(level, largest.shape)
+        parts = []
+        for weight, mean, variance in (
+            (1.0 - self.share, self.mean, self.variance),
+            (self.share, self.mean_second, self.variance_second),
+        ):
+            mean = np.maximum(mean, TINY)
+            variance = np.maximum(variance, (1e-6 * mean) ** 2)
+            parts.append((weight, mean * mean / variance, mean / variance))
 
         def within(time: Array, rows: Rows) -> Array:
-            above = np.zeros(time.size)
-            for weight, mean, variance in parts:
-                m = np.maximum(mean[rows], TINY)
-                v = np.maximum(variance[rows], (1e-6 * m) ** 2)
-                above += weight[rows] * gammaincc(m * m / v, time * m / v)
-            result: Array = (1.0 - above) - level
-            return result
+            missing: Array = 1.0 - levels[rows]
+            for weight, shape, rate in parts:
+                missing -= weight[rows] * gammaincc(shape[rows], time * rate[rows])
+            return missing
 
         # By Cantelli's inequality no more than 1/(1 + 40²) of either kind are beyond this.
         high = largest + 40.0 * spread + TINY
         everything = np.arange(high.size)
-        low = np.zeros(high.size)
-        at_low, at_high = np.full(high.size, -level), within(high, everything)
-        return largest_below(within, low, high, at_low, np.maximum(at_high, TINY), QUANTILE_TOLERANCE)
+        at_high = np.maximum(within(high, everything), TINY)
+        return largest_below(within, np.zeros(high.size), high, -levels, at_high, QUANTILE_TOLERANCE)
 
-    def distribution(self) -> Distribution:
-        """The mean and the percentiles."""
-        return Distribution(self.overall_mean(), **{n: self.quantile(level) for n, level in LEVELS.items()})
+
+def distributions(mixtures: Sequence[Mixture]) -> list[Distribution]:
+    """Means and percentiles of mixtures of the same shape, all found at once."""
+    fields = [
+        np.concatenate([np.tile(v, len(LEVELS)) for v in parts])
+        for parts in zip(*map(_values, mixtures), strict=True)
+    ]
+    count = mixtures[0].share.size
+    levels = np.tile(np.repeat(list(LEVELS.values()), count), len(mixtures))
+    found = Mixture(*fields).quantile(levels).reshape(len(mixtures), len(LEVELS), count)
+    return [
+        Distribution(mixture.overall_mean(), **dict(zip(LEVELS, quantiles, strict=True)))
+        for mixture, quantiles in zip(mixtures, found, strict=True)
+    ]
+
+
+def _values(mixture: Mixture) -> tuple[Array, ...]:
+    return tuple(vars(mixture).values())
 
 
 @dataclass(frozen=True, eq=False)
