@@ -6,11 +6,13 @@ COPY schemas schemas
 COPY services services
 RUN python -m venv /opt/stoker \
  && /opt/stoker/bin/pip install --no-cache-dir --constraint constraints.txt \
-    '.[collector,tuner,predictor,optimizer,actuator]'
+    '.[collector,tuner,predictor,optimizer,actuator,fast]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/stoker /opt/stoker
-ENV PATH=/opt/stoker/bin:$PATH PYTHONUNBUFFERED=1 STOKER_HTTP__HOST=0.0.0.0 STOKER_HTTP__PORT=8080
+# Compiled kernels are kept where any user may write; with a read-only root, mount a volume at /tmp.
+ENV PATH=/opt/stoker/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/tmp/stoker-kernels \
+    STOKER_HTTP__HOST=0.0.0.0 STOKER_HTTP__PORT=8080
 USER 65532:65532
 EXPOSE 8080
 ENTRYPOINT ["stoker"]

@@ -13,6 +13,7 @@ from services.optimizer.solver import Solver
 from services.optimizer.trigger import Trigger
 from services.perfmodel.law import IterationLaw
 from services.perfmodel.queueing import QueueingModel
+from services.perfmodel.queueing_models.chains import warm_up
 from services.runtime import plugins
 from services.runtime.bus import Conflict
 from services.runtime.envelope import Emit, Event, Raw
@@ -37,6 +38,7 @@ class OptimizerService(Service):
         self._solvers: dict[str, Solver] = {}
         if self._settings.solver is not None:
             self._solver(self._settings.solver)
+        warm_up()
         self._state = State()
         self._trigger = Trigger()
         self._woken = asyncio.Event()

@@ -13,7 +13,8 @@ from types import ModuleType
 import numpy as np
 
 from services.perfmodel.blocks import blocks
-from services.perfmodel.law import Array
+from services.perfmodel.law import Array, Limits, Workload
+from services.perfmodel.laws.three_parameter import ThreeParameterLaw
 from services.perfmodel.queueing import Flags, ServerModel, Sizing, Targets
 from services.perfmodel.queueing_models.tables import ChainStates, Tables
 from services.perfmodel.root_finding import Rows
@@ -34,6 +35,18 @@ def kernels() -> ModuleType | None:
             raise
         return None
     return segment_kernels
+
+
+def warm_up() -> None:
+    """Load the kernels, or compile them where that was never done, before there is work that would wait for it.
+
+    All calls have arrays of the same types and layout, so that nothing is compiled afterwards.
+    """
+    law, limits = ThreeParameterLaw(), Limits(np.array([4.0, 4.0]), 4.0, np.array([8192.0, 64.0]))
+    server = ServerModel(law, np.array([0.01, 1e-5, 1e-8]), Workload(100.0, 10.0), limits)
+    chains, rows = Chains.of(server), server.elements(server.shape)
+    chains.at(np.ones(rows.size), rows)
+    chains.size(Targets(ttft_s=1.0).spread(server.shape), rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +133,8 @@ class Chains:
         compiled = kernels()
         assert compiled is not None
         full = self.full_rate[rows]
-        rates = np.maximum(rate, IDLE_SHARE * full)
+        rates = np.ascontiguousarray(np.maximum(rate, IDLE_SHARE * full))
+        rows = np.ascontiguousarray(rows)
         found = compiled.states(rates, rows, self.table, self.segments, self.starts).T
         return ChainStates(
             throughput_rps=rate * (1.0 - found[compiled.BLOCKED]),
@@ -140,7 +154,7 @@ class Chains:
         assert compiled is not None
         ttft, itl = (np.asarray(bound, float) for bound in (targets.ttft_s, targets.itl_s))
         ttft, itl = np.where(np.isnan(ttft), np.inf, ttft), np.where(np.isnan(itl), np.inf, itl)
-        share = np.asarray(targets.max_blocked_share)
+        share, rows = np.ascontiguousarray(targets.max_blocked_share), np.ascontiguousarray(rows)
         rate, binding, found = compiled.size(
             self.table, self.segments, self.starts, self.overhead_s, self.full_rate, rows, ttft, itl, share
         )

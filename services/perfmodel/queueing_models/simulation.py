@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import stats
 
 from services.perfmodel.law import Array, Values, require
 from services.perfmodel.queueing import (
@@ -145,6 +144,9 @@ def draw(server: ServerModel, rate_rps: float, count: int, seed: int) -> Request
 
 def estimate(values: Array, batches: int = 20) -> Estimate:
     """The mean of a correlated series and its 95 % half-width, by batch means."""
+    # Imported here because it takes half a second and nothing else needs it.
+    from scipy import stats
+
     parts = np.array([part.mean() for part in np.array_split(values, batches)])
     spread = parts.std(ddof=1) / np.sqrt(batches)
     return Estimate(float(values.mean()), float(stats.t.ppf(0.975, batches - 1) * spread))
