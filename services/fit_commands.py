@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _MS = 1e3
 _COLUMNS = {
-    "ttft_wape": "TTFT WAPE",
-    "itl_wape": "ITL WAPE",
-    "ttft_mape": "TTFT MAPE",
-    "itl_mape": "ITL MAPE",
-    "ttft_p95_mape": "p95 MAPE",
+    "ttft_wape": "TTFT\nWAPE",
+    "itl_wape": "ITL\nWAPE",
+    "ttft_mape": "TTFT\nMAPE",
+    "itl_mape": "ITL\nMAPE",
+    "ttft_p95_mape": "TTFT p95\nMAPE",
 }
 
 

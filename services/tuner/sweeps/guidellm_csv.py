@@ -163,12 +163,17 @@ def _misfit(blocks: _Blocks, requests: float, duration_s: float) -> float:
     # One request more or less is at the edge of the run, and concurrency holds what had not ended.
     rate = max(0.0, abs(blocks.rate.mean * duration_s - requests) - 2.0) / max(requests, 1.0)
     in_flight = abs(blocks.concurrency.mean / (blocks.rate.mean * blocks.latency.mean) - 1.0) / 20.0
+    tokens = abs((blocks.input.mean + output) / max(blocks.total.mean, 1e-9) - 1.0)
     return max(
-        abs(blocks.tpot.mean * output / latency_ms - 1.0),
-        abs(blocks.itl.mean * (output - 1.0) / (latency_ms - blocks.ttft.mean) - 1.0)
-        if latency_ms > blocks.ttft.mean
-        else float("inf"),
-        abs((blocks.input.mean + output) / max(blocks.total.mean, 1e-9) - 1.0),
-        rate,
-        in_flight,
+        abs(blocks.tpot.mean * output / latency_ms - 1.0), _itl_misfit(blocks), tokens, rate, in_flight
     )
+
+
+def _itl_misfit(blocks: _Blocks) -> float:
+    decode_ms = blocks.latency.mean / _MS - blocks.ttft.mean
+    if blocks.ttft.mean <= 0:
+        # Corrupt, and refused by name when the point is checked; it must not make the row unreadable.
+        return 0.0
+    if decode_ms <= 0:
+        return float("inf")
+    return abs(blocks.itl.mean * (blocks.output.mean - 1.0) / decode_ms - 1.0)

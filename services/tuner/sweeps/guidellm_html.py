@@ -1,9 +1,9 @@
 """GuideLLM's HTML report, whose data are JavaScript objects: `window.benchmarks`, `window.workloadDetails`.
 
 It has no token means, strategy or duration by row. Outputs follow from the count of inter-token latencies, one
-fewer than tokens; prompts and the spread of lengths are those of the whole sweep; the first row is the
-synchronous one and the second the throughput one where the report says that it began synchronously, the rest
-arrive at a constant rate; the duration is requests over rate.
+fewer than tokens; prompts and the spread of lengths are those of the whole sweep; the duration is requests over
+rate. The report names the strategy of its first row: where that is synchronous it is a sweep, whose second row is
+the throughput one and whose others arrive at a constant rate; otherwise all rows are of that strategy.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.tuner.sweeps.guidellm_json import clients
+from services.tuner.sweeps.guidellm_json import arrival_scv, clients
 from services.tuner.sweeps.sweep import LoadPoint, SweepRefused, number
 
 MARK = "window.benchmarks"
@@ -30,12 +30,14 @@ def points(file: Path, text: str) -> list[LoadPoint]:
         raise SweepRefused(f"{file}: {MARK} is {benchmarks!r:.60}, expected a list of at least one object")
     if not isinstance(details, Mapping):
         raise SweepRefused(f"{file}: window.workloadDetails is {details!r:.60}, expected an object")
-    sweeps = details.get("rateType") == "synchronous"
+    first = str(details.get("rateType", "constant"))
+    strategies = {1: "synchronous", 2: "throughput"} if first in ("synchronous", "sweep") else {}
+    others = "constant" if strategies else first
     found = []
     for row, record in enumerate(benchmarks, start=1):
         if not isinstance(record, Mapping):
             raise SweepRefused(f"{file}: row {row}: {MARK} holds {record!r:.60}, expected an object")
-        kind = {1: "synchronous", 2: "throughput"}.get(row, "constant") if sweeps else "constant"
+        kind = strategies.get(row, others)
         found.append(_point(file, row, kind, record, details))
     return found
 
@@ -71,6 +73,7 @@ def _point(
         duration_s=requests / rate if rate > 0 else 0.0,
         requests=requests,
         clients=clients(kind, in_flight),
+        arrival_scv=arrival_scv(file, row, kind),
     )
 
 
