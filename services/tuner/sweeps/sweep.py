@@ -127,6 +127,8 @@ def _fault(point: LoadPoint) -> tuple[str, float, str] | None:
         value = getattr(point, name)
         if value is not None and not 0 < value < _DAY_S:
             return name, value, f"seconds above 0 and below {_DAY_S:g}"
+    if point.clients is not None and point.clients <= 0:
+        return "clients", point.clients, _POSITIVE
     if point.input_tokens < 1:
         return "input_tokens", point.input_tokens, "at least 1"
     if point.output_tokens < 2:

@@ -71,8 +71,8 @@ def estimate(observation: Observation, at: Conditions, starts: Array | None = No
             np.log(start),
             jac=problem.jacobian,
             method="lm",
-            xtol=1e-8,
-            ftol=1e-9,
+            xtol=1e-6,
+            ftol=1e-8,
             max_nfev=100,
         )
         if best is None or found.cost < best.cost:

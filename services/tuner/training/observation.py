@@ -7,9 +7,11 @@ Open loads of rate λ are at the fixed point of the batch, closed loops at the b
     any other law     the fluid model's ITL and TTFT, and the law's own at a given batch; three-parameter counts
                       the decode iteration that sends the first token, TTFT = prefill + ITL
 
-R is the iteration that an arrival finds in progress. Poisson arrivals find the mean one, T; arrivals at a constant
-rate do not meet each other's prefills, so they find one that only decodes, a + n·d. In between R is interpolated by
-the squared coefficient of variation between arrivals.
+R is the iteration that an arrival finds in progress, a + n·d + m·λT·p. Poisson arrivals find the mean one, m = 1. At
+a constant rate an arrival finds the prefills of those that came one, two … gaps before and whose iteration began
+since then: with x = λT iterations per gap and the age of the iteration uniform, none for x ≤ ½, a share of 2 − 1/x of
+the time one for ½ < x < 1, and all λT of them from there on. In between m is interpolated by the squared coefficient
+of variation between arrivals.
 
 A benchmark begins empty and stops. Of requests that stay for S = K·T in a run of D, those that arrive in the last S
 are not counted as completed, and those in the first S meet a batch that is still growing. So with s = S/D the rate
@@ -135,8 +137,9 @@ class SevenParameterObservation:
         iteration = np.where(at.batch_given, full, iteration)
         alone = at.closed & (at.clients <= 1.0)
         others = np.where(alone, 0.0, (iteration - base) / slope)
-        found = base + others * decode
-        found = found + np.minimum(at.arrival_scv, 1.0) * (iteration - found)
+        decoding = base + others * decode
+        met = prefills_met(at.rate_rps * iteration, at.arrival_scv)
+        found = decoding + met * (iteration - decoding)
         return _Batch(iteration, others, 1.0 - np.exp(-others), found, decode, prefill)
 
 
@@ -167,6 +170,14 @@ class FluidObservation:
         itl = np.where(at.batch_given, self.law.inter_token_time(*question), metrics.itl_s.mean)
         ttft = np.where(at.batch_given, at_batch, metrics.ttft_s.mean)
         return Predicted(itl, ttft + self.ttft_iterations * itl)
+
+
+def prefills_met(arrivals_per_iteration: Array, arrival_scv: Array) -> Array:
+    """Share of an iteration's prefills that an arrival finds in it, m of the module's docstring."""
+    regular = np.clip(2.0 - 1.0 / np.maximum(arrivals_per_iteration, 1e-9), 0.0, 1.0)
+    random = np.minimum(arrival_scv, 1.0)
+    met: Array = random + (1.0 - random) * regular
+    return met
 
 
 def settled_rate(at: Conditions, stay_s: Array) -> Array:

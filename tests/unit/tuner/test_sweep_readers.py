@@ -130,6 +130,15 @@ def test_a_row_with_an_impossible_value_is_left_out_by_file_row_field_and_value(
     assert str(file) in str(rejected) and "expected" in str(rejected)
 
 
+def test_a_closed_loop_without_clients_is_left_out(tmp_path: Path) -> None:
+    records = [vllm_record(point) for point in SWEEP.points[:2]]
+    records[0]["max_concurrency"] = -3
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(records))
+    found = read(file)
+    assert [(row.row, row.field, row.value) for row in found.rejected] == [(1, "clients", -3.0)]
+
+
 def broken_table(change: Callable[[dict[str, Any]], object]) -> str:
     records = [table_record(point) for point in SWEEP.points]
     change(records[1])

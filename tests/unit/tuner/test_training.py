@@ -113,7 +113,7 @@ def test_the_three_parameter_law_is_found_by_its_own_observation_function() -> N
 
 
 def test_the_conversion_is_the_three_parameter_set_nearest_to_the_predictions() -> None:
-    sweeps = [sweep(shape) for shape in SHAPES]
+    sweeps = [sweep(shape) for shape in SHAPES[:4]]
     found = train(sweeps)
     observation = observation_of(ThreeParameterLaw())
     at = Conditions.of(sweeps, found.kv_tokens)
@@ -136,7 +136,7 @@ def test_the_law_that_was_asked_for_is_fitted_alone_when_it_is_the_simple_one() 
 
 
 def test_a_shape_is_predicted_from_the_other_shapes_alone() -> None:
-    sweeps = [sweep(shape) for shape in SHAPES]
+    sweeps = [sweep(shape) for shape in SHAPES[:5]]
     strange = [
         replace(one, points=tuple(replace(p, ttft_s=2 * p.ttft_s, itl_s=2 * p.itl_s) for p in one.points))
         for one in sweeps[:1]
@@ -150,7 +150,7 @@ def test_a_shape_is_predicted_from_the_other_shapes_alone() -> None:
 
 
 def test_test_sweeps_are_scored_and_not_fitted() -> None:
-    sweeps = [sweep(shape) for shape in SHAPES]
+    sweeps = [sweep(shape) for shape in SHAPES[:4]]
     wrong = [replace(sweeps[0], points=tuple(replace(p, itl_s=2 * p.itl_s) for p in sweeps[0].points))]
     with_test, without = train(sweeps, wrong), train(sweeps)
     assert with_test.chosen.test is not None
@@ -160,7 +160,7 @@ def test_test_sweeps_are_scored_and_not_fitted() -> None:
 
 def test_progress_ends_at_one() -> None:
     seen: list[float] = []
-    train([sweep(shape) for shape in SHAPES[:3]], progress=seen.append)
+    train([sweep(shape) for shape in SHAPES[:2]], progress=seen.append)
     assert seen == sorted(seen) and seen[-1] == pytest.approx(1.0)
 
 
