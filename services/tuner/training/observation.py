@@ -3,15 +3,16 @@
 Open loads of rate λ are at the fixed point of the batch, closed loops at the batch that their clients make:
 
     seven-parameter   T = a + n·d + λT·p, n = λKT, so T = a/(1 − λKδ);  ITL = T,
-                      TTFT = h + r·R·(1−e^{−n}) + a + n·d + p;          alone (n = 0): ITL = a + d, TTFT = h + a + p
+                      TTFT = h + r·R·(1−e^{−n}) + a + n·d + (1 + j)·p;  alone (n = 0): ITL = a + d, TTFT = h + a + p
     any other law     the fluid model's ITL and TTFT, and the law's own at a given batch; three-parameter counts
                       the decode iteration that sends the first token, TTFT = prefill + ITL
 
-R is the iteration that an arrival finds in progress, a + n·d + m·λT·p. Poisson arrivals find the mean one, m = 1. At
-a constant rate an arrival finds the prefills of those that came one, two … gaps before and whose iteration began
-since then: with x = λT iterations per gap and the age of the iteration uniform, none for x ≤ ½, a share of 2 − 1/x of
-the time one for ½ < x < 1, and all λT of them from there on. In between m is interpolated by the squared coefficient
-of variation between arrivals.
+With x = λT arrivals in an iteration, R = a + n·d + m·p is the iteration that an arrival finds in progress, with m
+prefills in it, and j are the other prefills that share its own. Poisson arrivals find the mean iteration and share
+with x others: m = j = x. At a constant rate those who came k gaps before are met when they came in the iteration
+before the one in progress, whose age is uniform: m = Σₖ max(0, x − |k − x|)/x, none up to x = ½. The N arrivals of an
+iteration are one of the two whole numbers about x, so j = E[N²]/x − 1, none up to x = 1. In between both are
+interpolated by the squared coefficient of variation between arrivals.
 
 A benchmark begins empty and stops. Of requests that stay for S = K·T in a run of D, those that arrive in the last S
 are not counted as completed, and those in the first S meet a batch that is still growing. So with s = S/D the rate
@@ -75,6 +76,7 @@ class _Batch:
     others: Array
     busy: Array
     found_s: Array
+    shared: Array
     decode_s: Array
     prefill_s: Array
 
@@ -99,8 +101,9 @@ class SevenParameterObservation:
     def predict(self, parameters: Array, at: Conditions) -> Predicted:
         wide = parameters[:, None, :]
         state = self._batch(wide, at)
-        service = wide[..., 0] + state.others * state.decode_s + state.prefill_s
-        ttft = wide[..., 5] + wide[..., 6] * state.found_s * state.busy + service
+        residual = wide[..., 6] * state.found_s * state.busy
+        ttft = wide[..., 5] + residual + wide[..., 0] + state.others * state.decode_s
+        ttft = ttft + (1.0 + state.shared) * state.prefill_s
         alone = at.closed & (at.clients <= 1.0)
         itl = np.where(alone, wide[..., 0] + state.decode_s, state.iteration_s)
         return Predicted(itl, ttft)
@@ -120,7 +123,7 @@ class SevenParameterObservation:
         found = (state.found_s * state.busy)[0, :, None]
         residual = found * (parameters[6] - 0.5 + middle)
         sums = (prefill[:, :, None] + residual[:, None, :]).reshape(len(prompt), -1)
-        rest = wide[..., 5] + wide[..., 0] + state.others * state.decode_s
+        rest = wide[..., 5] + wide[..., 0] + state.others * state.decode_s + state.shared * state.prefill_s
         quantiles: Array = np.quantile(sums, 0.95, axis=1) + rest[0]
         return quantiles
 
@@ -138,9 +141,10 @@ class SevenParameterObservation:
         alone = at.closed & (at.clients <= 1.0)
         others = np.where(alone, 0.0, (iteration - base) / slope)
         decoding = base + others * decode
-        met = prefills_met(at.rate_rps * iteration, at.arrival_scv)
-        found = decoding + met * (iteration - decoding)
-        return _Batch(iteration, others, 1.0 - np.exp(-others), found, decode, prefill)
+        arrivals = at.rate_rps * iteration
+        found = decoding + prefills_met(arrivals, at.arrival_scv) * prefill
+        shared = np.where(alone, 0.0, prefills_shared(arrivals, at.arrival_scv))
+        return _Batch(iteration, others, 1.0 - np.exp(-others), found, shared, decode, prefill)
 
 
 @dataclass(frozen=True)
@@ -173,11 +177,27 @@ class FluidObservation:
 
 
 def prefills_met(arrivals_per_iteration: Array, arrival_scv: Array) -> Array:
-    """Share of an iteration's prefills that an arrival finds in it, m of the module's docstring."""
-    regular = np.clip(2.0 - 1.0 / np.maximum(arrivals_per_iteration, 1e-9), 0.0, 1.0)
-    random = np.minimum(arrival_scv, 1.0)
-    met: Array = random + (1.0 - random) * regular
-    return met
+    """Mean number of prefills in the iteration that an arrival finds in progress, m of the module's docstring."""
+    arrivals = np.maximum(arrivals_per_iteration, 1e-9)
+    # The triangle rises as k up to x and falls as 2x − k from there to 2x; both ends summed in closed form.
+    rising, last = np.floor(arrivals), np.floor(2.0 * arrivals)
+    area = rising * (rising + 1.0) + 2.0 * arrivals * (last - rising) - last * (last + 1.0) / 2.0
+    return _between(area / arrivals, arrivals, arrival_scv)
+
+
+def prefills_shared(arrivals_per_iteration: Array, arrival_scv: Array) -> Array:
+    """Mean number of other prefills in the iteration of an arrival's own, j of the module's docstring."""
+    arrivals = np.maximum(arrivals_per_iteration, 1e-9)
+    fewer = np.floor(arrivals)
+    # N is ⌊x⌋ or one more, so E[N²] is linear between the squares of the two.
+    square = fewer**2 + (arrivals - fewer) * (2.0 * fewer + 1.0)
+    return _between(square / arrivals - 1.0, arrivals, arrival_scv)
+
+
+def _between(regular: Array, random: Array, arrival_scv: Array) -> Array:
+    share = np.minimum(arrival_scv, 1.0)
+    mixed: Array = (1.0 - share) * regular + share * random
+    return mixed
 
 
 def settled_rate(at: Conditions, stay_s: Array) -> Array:

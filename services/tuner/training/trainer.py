@@ -153,7 +153,8 @@ def _left_out(
         kept = [one for one in sweeps if one.shape != shape]
         kv_tokens = kv_capacity(kept)
         try:
-            found = estimate(observation, Conditions.of(kept, kv_tokens))
+            # One start: neither the parameters of all sweeps, which know the shape, nor the time of several.
+            found = estimate(observation, Conditions.of(kept, kv_tokens), observation.starts[:1])
         except ValueError:
             return None
         left = np.array([sweeps[index].shape == shape for index in at.sweep])

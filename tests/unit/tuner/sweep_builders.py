@@ -30,6 +30,20 @@ LONG_S = 1e7
 PERCENTILES = "[min, 0.1, 1, 5, 10, 25, 75, 90, 95, 99, max]"
 
 
+def counted(arrivals: float) -> tuple[float, float]:
+    """Prefills that an arrival finds in progress and others that share its own, at a constant rate, by counting.
+
+    Time is in gaps, the arrival at 0, iterations last `arrivals` gaps and the one in progress began at −age. Those
+    who came in the iteration before that are in prefill now; those who come in it share the next.
+    """
+    ages = arrivals * (np.arange(10_000) + 0.5) / 10_000
+    reach = int(2 * arrivals) + 2
+    others = np.concatenate([np.arange(-reach, 0), np.arange(1, reach)])[:, None]
+    met = (others >= -ages - arrivals) & (others < -ages)
+    shared = (others >= -ages) & (others < arrivals - ages)
+    return float(met.sum(axis=0).mean()), float(shared.sum(axis=0).mean())
+
+
 @dataclass(frozen=True)
 class Engine:
     """The seven-parameter law as plain numbers."""
@@ -52,13 +66,14 @@ class Engine:
         return low
 
     def point(self, row: int, rate: float, prompt: float, output: float, scv: float = 1.0) -> LoadPoint:
-        """An open load; arrivals at a constant rate find iterations without prefills."""
+        """An open load of Poisson arrivals (scv 1) or at a constant rate (scv 0)."""
         v = self.values
         d, p = self.work(prompt, output)
         t = self.iteration(rate, prompt, output)
         n = rate * output * t
-        found = t if scv == 1.0 else v["a_s"] + n * d
-        ttft = v["h_s"] + v["r"] * found * (1 - np.exp(-n)) + v["a_s"] + n * d + p
+        met, shared = (rate * t, rate * t) if scv == 1.0 else counted(rate * t)
+        residual = v["r"] * (v["a_s"] + n * d + met * p) * (1 - np.exp(-n))
+        ttft = v["h_s"] + residual + v["a_s"] + n * d + (1 + shared) * p
         return self._made(row, f"constant@{rate:.2f}", rate, prompt, output, (float(ttft), t, n), scv)
 
     def alone(self, row: int, prompt: float, output: float) -> LoadPoint:
