@@ -35,8 +35,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 def main() -> None:
     """Entry point of the console script: no traceback for what the user can mend."""
     from services.bus_commands import bus
+    from services.fit_commands import fit
 
     app.add_typer(bus, name="bus")
+    app.command()(fit)
     try:
         app(standalone_mode=True)
     except (SettingsRefused, PluginRefused) as error:
