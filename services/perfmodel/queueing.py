@@ -5,7 +5,7 @@ input is an error for the whole call, naming the argument; a target that cannot 
 its own element (`Sizing.feasible`), and leaves the others alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol, TypeVar
@@ -287,10 +287,14 @@ class QueueingModel(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
-    def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
+    def analyze(
+        self, server: ServerModel, rate_rps: Values, statistics: Collection[Statistic] = ALL_STATISTICS
+    ) -> Metrics:
         """Throughput, occupancy and latencies at a request rate.
 
         rate_rps: requests per second, finite and at least 0; broadcasts with the servers.
+        statistics: those of the latencies that are wanted, as far as the model has them; means are always there,
+            and percentiles that are not wanted may be left out.
 
         Raises ValueError naming the argument that is invalid.
         """

@@ -84,7 +84,7 @@ class SevenParameterLaw:
         workload: Workload,
         token_budget: Values = DEFAULT_TOKEN_BUDGET,
     ) -> Array:
-        others = (batch - 1.0) * decode_work(parameters, workload)
+        others = (batch - 1.0) * self._slope(parameters, workload)
         prefill: Array = parameters[..., 0] + others + prefill_work(parameters, workload)
         return prefill + np.zeros(np.shape(token_budget))
 

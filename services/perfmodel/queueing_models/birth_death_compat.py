@@ -7,6 +7,7 @@ and reads a TPS target as 0.9 of the largest rate; the batch limit comes from at
 the token lengths beyond the means do not enter.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from services.perfmodel.laws.three_parameter import (
     request_work,
 )
 from services.perfmodel.queueing import (
+    ALL_STATISTICS,
     MEANS_ONLY,
     Binding,
     Capabilities,
@@ -58,7 +60,9 @@ class BirthDeathCompatModel:
     name: str = "birth-death-compat"
     capabilities: Capabilities = MEANS_ONLY
 
-    def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
+    def analyze(
+        self, server: ServerModel, rate_rps: Values, statistics: Collection[Statistic] = ALL_STATISTICS
+    ) -> Metrics:
         rate = require("rate_rps", rate_rps, above=0.0)
         shape = np.broadcast_shapes(server.shape, rate.shape)
         rates = np.broadcast_to(rate, shape).ravel()

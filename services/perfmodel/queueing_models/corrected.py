@@ -1,5 +1,6 @@
 """The corrected model: the birth-death chain, and what it leaves out, in closed form, with percentiles."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from services.perfmodel.law import Array, Values, require
 from services.perfmodel.queueing import (
     ALL,
+    ALL_STATISTICS,
     Capabilities,
     Distribution,
     Metrics,
@@ -45,7 +47,9 @@ class CorrectedModel:
         """The servers whose chains are looked at."""
         return server
 
-    def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
+    def analyze(
+        self, server: ServerModel, rate_rps: Values, statistics: Collection[Statistic] = ALL_STATISTICS
+    ) -> Metrics:
         offered = require("rate_rps", rate_rps, minimum=0.0)
         shape = np.broadcast_shapes(server.shape, offered.shape)
         server = self.adapted(server)
@@ -54,7 +58,7 @@ class CorrectedModel:
         states = chains.at(rate, rows)
         found = delays(chains, states, rate, rows, self.long_prompts)
 
-        times = distributions((found.wait, found.ttft, found.gap, found.end_to_end))
+        times = distributions((found.wait, found.ttft, found.gap, found.end_to_end), statistics)
         # Gaps are counted by token, their mean by request.
         times[2] = replace(times[2], mean=states.inter_token_s)
 
@@ -62,7 +66,8 @@ class CorrectedModel:
             return values.reshape(shape)
 
         wait_s, ttft_s, itl_s, end_to_end_s = (
-            Distribution(*(shaped(values) for values in vars(time).values())) for time in times
+            Distribution(**{name: shaped(v) for name, v in vars(time).items() if v is not None})
+            for time in times
         )
         wait = found.wait.overall_mean()
         overloaded = rate >= chains.full_rate[rows]

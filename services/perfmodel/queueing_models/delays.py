@@ -14,14 +14,14 @@ A time is a mixture of two gamma distributions, of requests that found a free pl
 for one, each with matched mean and variance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gammaincc
 
 from services.perfmodel.law import Array, TokenCosts, Values
-from services.perfmodel.queueing import Distribution, ServerModel
+from services.perfmodel.queueing import Distribution, ServerModel, Statistic
 from services.perfmodel.queueing_models.chains import Chains
 from services.perfmodel.queueing_models.tables import ChainStates
 from services.perfmodel.root_finding import Rows, largest_below
@@ -88,17 +88,20 @@ class Mixture:
         return largest_below(within, np.zeros(high.size), high, -levels, at_high, QUANTILE_TOLERANCE)
 
 
-def distributions(mixtures: Sequence[Mixture]) -> list[Distribution]:
-    """Means and percentiles of mixtures of the same shape, all found at once."""
+def distributions(mixtures: Sequence[Mixture], statistics: Collection[Statistic]) -> list[Distribution]:
+    """Means, and the percentiles that are wanted, of mixtures of the same shape, all found at once."""
+    wanted = {name: level for name, level in LEVELS.items() if name in statistics}
+    if not wanted:
+        return [Distribution(mixture.overall_mean()) for mixture in mixtures]
     fields = [
-        np.concatenate([np.tile(v, len(LEVELS)) for v in parts])
+        np.concatenate([np.tile(v, len(wanted)) for v in parts])
         for parts in zip(*map(_values, mixtures), strict=True)
     ]
     count = mixtures[0].share.size
-    levels = np.tile(np.repeat(list(LEVELS.values()), count), len(mixtures))
-    found = Mixture(*fields).quantile(levels).reshape(len(mixtures), len(LEVELS), count)
+    levels = np.tile(np.repeat(list(wanted.values()), count), len(mixtures))
+    found = Mixture(*fields).quantile(levels).reshape(len(mixtures), len(wanted), count)
     return [
-        Distribution(mixture.overall_mean(), **dict(zip(LEVELS, quantiles, strict=True)))
+        Distribution(mixture.overall_mean(), **dict(zip(wanted, quantiles, strict=True)))
         for mixture, quantiles in zip(mixtures, found, strict=True)
     ]
 

@@ -1,5 +1,6 @@
 """The fluid model: no randomness, no waiting below capacity, the cheapest answer."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 from services.perfmodel.law import Array, Values, require
 from services.perfmodel.queueing import (
+    ALL_STATISTICS,
     MEANS_ONLY,
     Capabilities,
     Distribution,
@@ -36,7 +38,9 @@ class FluidModel:
     name: str = "fluid"
     capabilities: Capabilities = MEANS_ONLY
 
-    def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
+    def analyze(
+        self, server: ServerModel, rate_rps: Values, statistics: Collection[Statistic] = ALL_STATISTICS
+    ) -> Metrics:
         rate = require("rate_rps", rate_rps, minimum=0.0)
         shape = np.broadcast_shapes(server.shape, rate.shape)
         flat_rate = np.broadcast_to(rate, shape).ravel()

@@ -1,6 +1,6 @@
 """The simulation: every iteration of an engine with continuous batching, the yardstick of the other models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, ClassVar
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.perfmodel.law import Array, Values, require
 from services.perfmodel.queueing import (
+    ALL_STATISTICS,
     ALL_WITH_MEMORY,
     Capabilities,
     Distribution,
@@ -167,7 +168,9 @@ class SimulationModel:
     name: str = "simulation"
     capabilities: Capabilities = ALL_WITH_MEMORY
 
-    def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
+    def analyze(
+        self, server: ServerModel, rate_rps: Values, statistics: Collection[Statistic] = ALL_STATISTICS
+    ) -> Metrics:
         rate = require("rate_rps", rate_rps, minimum=0.0)
         shape = np.broadcast_shapes(server.shape, rate.shape)
         servers, rates = server.spread(shape), np.broadcast_to(rate, shape).ravel()
