@@ -7,7 +7,8 @@ engine; r, the share of the iteration in progress that an arrival waits for. Wit
     T = a + n·d + λT·p,    d = b_d + g(L + K/2),    p = b_pL + qL²,    n = λKT,
 
 which is affine in the batch, T(B) = a + Bδ with δ = d + p/K; a request stays for K iterations, the first of
-which is its prefill. TTFT is h, the wait, r·T where the engine is busy, and a + (B−1)d + p.
+which is its prefill. TTFT is h, the wait, r·T where the engine is busy, and a + (B−1)δ + p:
+the prefills of others share the iteration too.
 
 Limits of validity: one prefill iteration whatever the prompt, so prompts beyond the token budget are taken for
 cheaper than they are; parameters need sweeps of several prompt and output lengths, one sweep alone does not
