@@ -34,9 +34,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 
 def main() -> None:
     """Entry point of the console script: no traceback for what the user can mend."""
+    from services import forecast_commands
     from services.bus_commands import bus
 
     app.add_typer(bus, name="bus")
+    forecast_commands.register(app)
     try:
         app(standalone_mode=True)
     except (SettingsRefused, PluginRefused) as error:
