@@ -13,7 +13,7 @@ from services.predictor.series import Series, Spoken, advance, discounted, due_f
 from services.predictor.settings import PredictorSettings
 
 _USABLE = (Quality.OK, Quality.PARTIAL)
-_UNKNOWN_STARTUP_S = 120.0
+UNKNOWN_STARTUP_S = 120.0
 _HIGHEST_RPS = 1e7
 _LONGEST_S = 1e9
 _MOST_TOKENS = 1e9
@@ -173,7 +173,7 @@ def lead_time_s(state: State, server: str, model: str) -> float:
     declared = {p.accelerator: startup_assumed_s(p) for m in models if m.name == model for p in m.profiles}
     held = {v.accelerator for v in inventory.variants if v.desired} if inventory else set()
     known = declared | learned
-    return max((known[name] for name in held or known if name in known), default=_UNKNOWN_STARTUP_S)
+    return max((known[name] for name in held or known if name in known), default=UNKNOWN_STARTUP_S)
 
 
 def _why_not(window: TelemetryObserved, end_s: float) -> str:

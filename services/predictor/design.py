@@ -6,6 +6,10 @@ was then against now; daily and weekly Fourier terms of the time that is forecas
 a constant load. Terms of a season enter once a season and a half was seen.
 """
 
+from functools import lru_cache
+from math import cos, sin
+from typing import Any
+
 import numpy as np
 
 from services.predictor.history import DAY_S, WEEK_S, Floats, History, largest_ahead
@@ -20,16 +24,25 @@ _FURTHEST = 3.0
 """Targets are clipped to a factor of e³: beyond lie outages and births, which no regression should lean to."""
 
 
-def smoothed(logs: Floats, alpha: float, newest: int) -> Floats:
-    """Exponentially smoothed levels at the newest places; shape (newest,).
+@lru_cache(maxsize=256)
+def _weights(alphas: tuple[float, ...], memory: int) -> Floats:
+    """The weights α(1 − α)^k of the last `memory` windows, oldest first, each row of sum one."""
+    rates = np.array(alphas)[:, None]
+    found = rates * (1.0 - rates) ** np.arange(memory)[::-1]
+    return np.asarray(found / found.sum(axis=1, keepdims=True))
 
-    The weights α(1 − α)^k reach back _MEMORY windows and are scaled to sum to one.
-    """
+
+def smoothed(logs: Floats, alpha: float) -> Floats:
+    """The exponentially smoothed level at every place, looking back _MEMORY windows; shape (n,)."""
     memory = min(_MEMORY, len(logs))
-    weights = alpha * (1.0 - alpha) ** np.arange(memory)
-    weights /= weights.sum()
-    padded = np.concatenate((np.full(memory - 1, logs[0]), logs))[-(newest + memory - 1) :]
-    return np.convolve(padded, weights, mode="valid")
+    padded = np.concatenate((np.full(memory - 1, logs[0]), logs))
+    return np.convolve(padded, _weights((alpha,), memory)[0, ::-1], mode="valid")
+
+
+def levels(logs: Floats, alphas: tuple[float, ...]) -> Floats:
+    """The newest of `smoothed` for several constants; shape (constants,)."""
+    memory = min(_MEMORY, len(logs))
+    return np.asarray(_weights(alphas, memory) @ logs[-memory:])
 
 
 def seasons_of(history: History) -> list[int]:
@@ -38,25 +51,49 @@ def seasons_of(history: History) -> list[int]:
     return [period for period in periods if period >= 4 and len(history) >= 1.5 * period]
 
 
-def regressors(history: History, steps: int, newest: int, seasons: int) -> Floats:
-    """The regressors at the newest places of a history; shape (newest, columns)."""
+def regressors(history: History, steps: int, seasons: int) -> Floats:
+    """The regressors at every place of a history; shape (n, columns)."""
     logs, count = history.logs, len(history)
-    places = np.arange(count - newest, count)
-    now = logs[places]
-    columns = [np.ones(newest)]
-    columns += [smoothed(logs, alpha, newest) - now for alpha in _SMOOTHING]
-    columns += [logs[np.maximum(places - lag, 0)] - now for lag in _LAGS]
+    places = np.arange(count)
+    columns = [np.ones(count)]
+    columns += [smoothed(logs, alpha) - logs for alpha in _SMOOTHING]
+    columns += [logs[np.maximum(places - lag, 0)] - logs for lag in _LAGS]
     for period_s, pairs in _SEASONS[:seasons]:
         period = round(period_s / history.width_s)
         before = places - period
         ahead = logs[np.clip(before + min(steps, period), 0, count - 1)]
         columns.append(np.where(before >= 0, ahead - logs[np.maximum(before, 0)], 0.0))
-        columns.append(np.where(before >= 0, ahead - now, 0.0))
-        at_s = history.end_s + (places - (count - 1) + steps) * history.width_s
-        angle = 2.0 * np.pi * (at_s % period_s) / period_s
+        columns.append(np.where(before >= 0, ahead - logs, 0.0))
+        angle = _angle(history.end_s + (places - (count - 1) + steps) * history.width_s, period_s)
         for pair in range(1, pairs + 1):
             columns += [np.sin(pair * angle), np.cos(pair * angle)]
     return np.stack(columns, axis=1)
+
+
+@lru_cache(maxsize=16)
+def newest(history: History, steps: int, seasons: int) -> Floats:
+    """The last row of `regressors`, which is all that a forecast needs; kept for the next forecaster.
+
+    Shape (columns,), the same but for rounding.
+    """
+    logs, count = history.logs, len(history)
+    now = float(logs[-1])
+    row = [1.0, *(levels(logs, _SMOOTHING) - now).tolist()]
+    row += [float(logs[max(count - 1 - lag, 0)]) - now for lag in _LAGS]
+    for period_s, pairs in _SEASONS[:seasons]:
+        period = round(period_s / history.width_s)
+        # Seasons are regressed on only where more than one was seen, so that there is a place before.
+        before = count - 1 - period
+        ahead = float(logs[before + min(steps, period)])
+        row += [ahead - float(logs[before]), ahead - now]
+        angle = float(_angle(history.end_s + steps * history.width_s, period_s))
+        for pair in range(1, pairs + 1):
+            row += [sin(pair * angle), cos(pair * angle)]
+    return np.array(row)
+
+
+def _angle(at_s: Any, period_s: float) -> Any:
+    return 2.0 * np.pi * (at_s % period_s) / period_s
 
 
 def training(history: History, steps: int, seasons: int) -> tuple[Floats, Floats]:
@@ -66,5 +103,5 @@ def training(history: History, steps: int, seasons: int) -> tuple[Floats, Floats
     places = np.flatnonzero(~np.isnan(targets) & history.usable[: len(targets)])
     if not len(places):
         return np.empty((0, 1)), np.empty(0)
-    rows = regressors(history, steps, len(history), seasons)[places]
+    rows = regressors(history, steps, seasons)[places]
     return rows, np.clip(targets[places] - history.logs[places], -_FURTHEST, _FURTHEST)

@@ -30,7 +30,8 @@ def _no_flags() -> Flags:
     return np.empty(0, dtype=bool)
 
 
-@dataclass(frozen=True)
+# By identity: arrays have no equality, and what is derived of a history may be kept beside it.
+@dataclass(frozen=True, eq=False)
 class History:
     """Rates in requests per second, oldest first, of windows of `width_s` that end at `end_s`.
 

@@ -154,7 +154,10 @@ def due_for_fit(series: Series, steps: int, settings: PredictorSettings) -> bool
     if not np.nansum(history.rates):
         return False
     stale_s = series.end_s - series.fitted_s
-    return steps != series.fitted_steps or stale_s >= settings.refit_windows * history.width_s
+    if not series.fitted_steps:
+        return True
+    due_s = 0.0 if steps != series.fitted_steps else settings.refit_windows * history.width_s
+    return stale_s >= max(due_s, settings.refit_s)
 
 
 def fitted(series: Series, steps: int, forecasters: Sequence[Forecaster]) -> Series:

@@ -1,17 +1,20 @@
 """The predictor on the bus: every window in its order, a forecast for each."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from schemas.request import ForecastAnswered, ForecastRequested
 from schemas.telemetry import TelemetryObserved
-from services.predictor.core import State, Taken, observe, played_back, step
+from services.predictor.core import UNKNOWN_STARTUP_S, State, Taken, observe, played_back, step
 from services.predictor.forecaster import Forecaster
 from services.predictor.journal import Journal, number_of, written
 from services.predictor.series import Series
 from services.predictor.settings import PredictorSettings, Settings
 from services.predictor.snapshot import dump, dump_entry, load, load_entry
+from services.predictor.traces import Trace, TraceRefused, read
+from services.predictor.warm_start import of_prometheus, warmed
 from services.runtime import plugins
 from services.runtime.envelope import Emit, Event
 from services.runtime.service import Outcome, Service, VerbHandler
@@ -43,21 +46,63 @@ class PredictorService(Service):
         self._names = [forecaster.name for forecaster in self._forecasters]
         self._state = State()
         self._journal = Journal()
+        self._warm: Mapping[str, Series] = {}
+
+    async def open(self) -> None:
+        try:
+            for trace in await self._past():
+                self._warm = {**self._warm, **await asyncio.to_thread(self._followed, trace)}
+        except (TraceRefused, OSError, ValueError, TimeoutError) as error:
+            # A start without a past is slower to learn and nothing worse.
+            self.host.log.warning("no warm start", error=str(error) or type(error).__name__)
+
+    async def _past(self) -> list[Trace]:
+        asked, traces = self._settings.warm_start, []
+        if asked.file is not None:
+            traces.append(read(asked.file, asked.step_s))
+        if asked.prometheus_url is not None:
+            import aiohttp
+
+            now_s = self.host.clock.now_s()
+            words: dict[str, str | float] = {
+                "query": asked.query,
+                "start": now_s - asked.span_s,
+                "end": now_s,
+                "step": asked.step_s,
+            }
+            timeout = aiohttp.ClientTimeout(total=asked.timeout_s)
+            try:
+                async with (
+                    aiohttp.ClientSession(timeout=timeout) as session,
+                    session.get(f"{asked.prometheus_url}/api/v1/query_range", params=words) as answer,
+                ):
+                    traces.append(of_prometheus(await answer.json(), asked.label, asked.step_s))
+            except aiohttp.ClientError as error:
+                raise TraceRefused(f"{asked.prometheus_url}: {error}") from error
+        return traces
+
+    def _followed(self, trace: Trace) -> dict[str, Series]:
+        horizon_s = UNKNOWN_STARTUP_S + trace.width_s
+        return {
+            name: warmed(trace, name, horizon_s, self._forecasters, self._settings)
+            for name in trace.rates_rps
+        }
 
     def restore(self, snapshots: Mapping[str, bytes]) -> None:
-        series: dict[str, Series] = {}
+        series: dict[str, Series] = dict(self._warm)
+        saved: dict[str, float] = {}
         entries: dict[int, dict[str, Taken]] = {}
         for key, raw in snapshots.items():
             try:
                 number = number_of(key)
                 if number is None:
                     series[key] = load(raw, self._names)
+                    saved[key] = series[key].end_s
                 else:
                     entries[number] = load_entry(raw)
             except ValueError as error:
                 self.host.log.warning("snapshot left out", key=key, error=str(error))
         entries = dict(sorted(entries.items()))
-        saved = {name: one.end_s for name, one in series.items()}
         for entry in entries.values():
             for name, taken in entry.items():
                 before = series.get(name, Series())

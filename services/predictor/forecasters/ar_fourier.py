@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.predictor.design import regressors, seasons_of, training
+from services.predictor.design import newest, seasons_of, training
 from services.predictor.forecaster import Fit, Said
 from services.predictor.history import History
 
@@ -44,6 +44,6 @@ class ArFourierForecaster:
         return {"coefficients": found.tolist(), "within": within, "seasons": [float(seasons)]}
 
     def forecast(self, fit: Fit, history: History, steps: int) -> Said:
-        row = regressors(history, steps, 1, int(fit["seasons"][0]))[0]
+        row = newest(history, steps, int(fit["seasons"][0]))
         rise = min(max(float(row @ np.array(fit["coefficients"])), fit["within"][0]), fit["within"][1])
         return Said(history.rate_of(float(history.logs[-1]) + rise))

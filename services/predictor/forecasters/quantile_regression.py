@@ -6,12 +6,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import ndtri
 
-from services.predictor.design import regressors, seasons_of, training
+from services.predictor.design import newest, seasons_of, training
 from services.predictor.forecaster import Fit, Said
 from services.predictor.history import Floats, History
 from services.predictor.quantiles import LEVELS
 
 _FITTED = (0.5, 0.9, 0.99)
+_SCORES, _FITTED_SCORES = ndtri(LEVELS), ndtri(_FITTED)
 _ROWS_PER_COLUMN = 6
 _SOFTENING = 0.01
 """Residuals below a per cent weigh alike; without it a row that is met exactly would weigh without end."""
@@ -58,10 +59,10 @@ class QuantileRegressionForecaster:
         return fit | {"within": within, "seasons": [float(seasons)]}
 
     def forecast(self, fit: Fit, history: History, steps: int) -> Said:
-        row = regressors(history, steps, 1, int(fit["seasons"][0]))[0]
+        row = newest(history, steps, int(fit["seasons"][0]))
         rises = np.array([row @ np.array(fit[str(level)]) for level in _FITTED])
         rises = np.maximum.accumulate(np.clip(rises, fit["within"][0], fit["within"][1]))
-        between = np.interp(ndtri(LEVELS), ndtri(_FITTED), rises)
+        between = np.interp(_SCORES, _FITTED_SCORES, rises)
         rates = tuple(history.rate_of(float(history.logs[-1] + rise)) for rise in between)
         return Said(rates[0], rates)
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.predictor.design import smoothed
+from services.predictor.design import levels, smoothed
 from services.predictor.forecaster import Fit, Said
 from services.predictor.history import History, largest_ahead
 
@@ -40,10 +40,10 @@ class SesForecaster:
         if np.count_nonzero(~np.isnan(targets)) < _FEWEST:
             return None
         errors = [
-            float(np.nanmean(np.abs(targets - smoothed(history.logs, alpha, len(history))[: len(targets)])))
+            float(np.nanmean(np.abs(targets - smoothed(history.logs, alpha)[: len(targets)])))
             for alpha in self._settings.alphas
         ]
         return {"alpha": [self._settings.alphas[errors.index(min(errors))]]}
 
     def forecast(self, fit: Fit, history: History, steps: int) -> Said:
-        return Said(history.rate_of(float(smoothed(history.logs, fit["alpha"][0], 1)[0])))
+        return Said(history.rate_of(float(levels(history.logs, (fit["alpha"][0],))[0])))

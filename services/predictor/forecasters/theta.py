@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from services.predictor.design import smoothed
+from services.predictor.design import levels
 from services.predictor.forecaster import Fit, Said
 from services.predictor.history import History
 
@@ -50,6 +50,6 @@ class ThetaForecaster:
 
     def forecast(self, fit: Fit, history: History, steps: int) -> Said:
         alpha, slope = fit["constants"]
-        level = float(smoothed(history.logs, alpha, 1)[0])
+        level = float(levels(history.logs, (alpha,))[0])
         furthest = level + 0.5 * slope * ((steps - 1 if slope > 0 else 0) + 1.0 / alpha)
         return Said(history.rate_of(min(furthest, float(history.logs.max()))))

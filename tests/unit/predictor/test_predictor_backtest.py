@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.predictor.backtest import Run, run, score, warm_up
+from services.predictor.design import newest, regressors
+from services.predictor.history import History, extended
 from services.predictor.quantiles import LEVELS
 from services.predictor.service import pool_of
 from services.predictor.settings import PredictorSettings
@@ -160,3 +162,14 @@ def test_no_series_makes_it_raise(rates: list[float], horizon_s: float) -> None:
     said = found.rates_rps[~np.isnan(found.rates_rps)]
     assert np.isfinite(said).all() and (said >= 0).all()
     score(np.array(rates), found, found.rates_rps, 0)
+
+
+def test_the_newest_row_of_regressors_is_the_last_of_all() -> None:
+    history = History()
+    for place, rate in enumerate(np.random.default_rng(6).gamma(3.0, 10.0, 12 * DAY)):
+        history = extended(history, place * WIDTH_S, (place + 1) * WIDTH_S, float(rate), 2016)
+    for seasons in (0, 1, 2):
+        # Rounding of sums of 120 terms.
+        np.testing.assert_allclose(
+            newest(history, 6, seasons), regressors(history, 6, seasons)[-1], atol=1e-9
+        )
