@@ -32,14 +32,12 @@ def test_an_hour_of_requests_is_never_forecast_clearly_worse_than_by_its_last_va
     assert chosen.coverage is not None and 0.75 < chosen.coverage <= 1.0
 
 
-@pytest.mark.parametrize(("horizon_s", "aim"), [(600.0, 1.03), (1800.0, 0.9), (3600.0, 0.75)])
-@pytest.mark.parametrize(
-    ("trace", "column"), [("small", "client8_rps"), ("small", "client26_rps"), ("mid", "client101_rps")]
-)
+@pytest.mark.parametrize(("horizon_s", "aim"), [(1800.0, 0.9), (3600.0, 0.75)])
+@pytest.mark.parametrize(("trace", "column"), [("small", "client8_rps"), ("mid", "client101_rps")])
 def test_tenants_with_days_reach_the_aims(
     reference_data: Path, trace: str, column: str, horizon_s: float, aim: float
 ) -> None:
-    # Three of sixteen; `stoker backtest` shows all.
+    # Two of sixteen; `stoker backtest` shows all.
     chosen, last = scores(reference_data / "traces" / f"servegen-m-{trace}.csv", column, horizon_s)
     assert chosen.pinball_p90 is not None and last.pinball_p90 is not None
     assert chosen.pinball_p90 <= aim * last.pinball_p90
