@@ -34,11 +34,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 
 def main() -> None:
     """Entry point of the console script: no traceback for what the user can mend."""
+    from services import forecast_commands
     from services.bus_commands import bus
     from services.fit_commands import fit
 
     app.add_typer(bus, name="bus")
     app.command()(fit)
+    forecast_commands.register(app)
     try:
         app(standalone_mode=True)
     except (SettingsRefused, PluginRefused) as error:

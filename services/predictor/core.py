@@ -1,9 +1,7 @@
 """The predictor's core: windows in, forecasts of the largest rate within the lead time out. Pure."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from schemas.base import Contract, Quality
 from schemas.fleet import FleetDeclared, startup_assumed_s
@@ -11,11 +9,11 @@ from schemas.forecast import BacktestScore, ForecastIssued, RateQuantile
 from schemas.telemetry import InventoryObserved, TelemetryObserved
 from services.predictor.forecaster import Forecaster
 from services.predictor.quantiles import LEVELS
-from services.predictor.series import Open, Record, Series, Spoken, advance, discounted, speak
+from services.predictor.series import Series, Spoken, advance, discounted, due_for_fit, fitted, speak
 from services.predictor.settings import PredictorSettings
 
 _USABLE = (Quality.OK, Quality.PARTIAL)
-_UNKNOWN_STARTUP_S = 120.0
+UNKNOWN_STARTUP_S = 120.0
 _HIGHEST_RPS = 1e7
 _LONGEST_S = 1e9
 _MOST_TOKENS = 1e9
@@ -34,11 +32,35 @@ class State:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What is used of a window; times in Unix seconds, rates in requests per second."""
+
+    start_s: float
+    end_s: float
+    rate_rps: float
+    completed_rps: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One server's part of a step: its windows, oldest first, the lead time, and whether it is fitted anew.
+
+    With the series before it is all that the series after depends on, so a journal of these can be played back.
+    """
+
+    windows: tuple[Measured, ...]
+    horizon_s: float
+    fit: bool
+
+
+@dataclass(frozen=True)
 class Outputs:
-    """Forecasts to publish, servers whose series changed, and windows left out, counted by reason."""
+    """Forecasts to publish, what every server's series took in, and windows left out, counted by reason."""
 
     issued: tuple[ForecastIssued, ...] = ()
-    changed: tuple[str, ...] = ()
+    taken: Mapping[str, Taken] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -56,7 +78,7 @@ def observe(state: State, message: Contract) -> State:
 def step(
     state: State,
     windows: Sequence[TelemetryObserved],
-    forecasters: Sequence[Forecaster[Any]],
+    forecasters: Sequence[Forecaster],
     settings: PredictorSettings,
 ) -> tuple[State, Outputs]:
     """Take in windows, oldest first, and forecast every server that one came of.
@@ -64,28 +86,83 @@ def step(
     A window that does not end after the last one of its server is a duplicate; one without a measured rate is a
     gap, never a zero.
     """
-    series = dict(state.series)
+    used: dict[str, list[Measured]] = {}
     newest: dict[str, TelemetryObserved] = {}
     skipped: dict[str, int] = {}
     for window in windows:
-        before = series.get(window.server, Series())
-        if reason := _why_not(window, before):
+        name = window.server
+        end_s = used[name][-1].end_s if name in used else state.series.get(name, Series()).end_s
+        if reason := _why_not(window, end_s):
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
-        assert window.offered_rate_rps is not None
-        start_s = max(window.window_start_s, before.end_s)
-        after = advance(before, start_s, window.window_end_s, window.offered_rate_rps, forecasters, settings)
-        series[window.server] = _with_tokens(after, window, settings)
-        newest[window.server] = window
+        used.setdefault(name, []).append(_measured(window, end_s))
+        newest[name] = window
+    series = {
+        name: _advanced(state.series.get(name, Series()), taken, settings) for name, taken in used.items()
+    }
+    horizons_s = {name: _horizon_s(state, window) for name, window in newest.items()}
+    overdue = [
+        name
+        for name, one in series.items()
+        if due_for_fit(one, one.history.windows(horizons_s[name]), settings)
+    ]
+    # The longest unfitted first; who has to wait has the fit from before, or the last value.
+    overdue.sort(key=lambda name: (series[name].fitted_s, name))
+    fitting = set(overdue[: settings.fits_per_step])
+    taken = {
+        name: Taken(tuple(measured), horizons_s[name], name in fitting) for name, measured in used.items()
+    }
     issued = []
-    for name, window in newest.items():
-        width_s = window.window_end_s - window.window_start_s
-        horizon_s = min(lead_time_s(state, name, window.model) + width_s, _LONGEST_S)
-        series[name], spoken = speak(series[name], width_s, horizon_s, forecasters, settings)
-        if spoken is not None:
-            issued.append(_forecast(series[name], window, horizon_s, spoken))
-    state = replace(state, series=series, issued={**state.issued, **{f.server: f for f in issued}})
-    return state, Outputs(tuple(issued), tuple(newest), skipped)
+    for name, one in taken.items():
+        series[name], spoken = _spoken(series[name], one, forecasters, settings)
+        issued.append(_forecast(series[name], newest[name], one.horizon_s, spoken))
+    state = replace(
+        state,
+        series={**state.series, **series},
+        issued={**state.issued, **{f.server: f for f in issued}},
+    )
+    return state, Outputs(tuple(issued), taken, skipped)
+
+
+def played_back(
+    series: Series, taken: Taken, forecasters: Sequence[Forecaster], settings: PredictorSettings
+) -> Series:
+    """The series after a step that it took before and that was journaled; nothing new where it has seen it."""
+    if taken.windows[-1].end_s <= series.end_s:
+        return series
+    return _spoken(_advanced(series, taken.windows, settings), taken, forecasters, settings)[0]
+
+
+def _advanced(series: Series, windows: Sequence[Measured], settings: PredictorSettings) -> Series:
+    for window in windows:
+        series = advance(series, window.start_s, window.end_s, window.rate_rps, settings)
+        series = _with_tokens(series, window, settings)
+    return series
+
+
+def _spoken(
+    series: Series, taken: Taken, forecasters: Sequence[Forecaster], settings: PredictorSettings
+) -> tuple[Series, Spoken]:
+    if taken.fit:
+        series = fitted(series, series.history.windows(taken.horizon_s), forecasters)
+    return speak(series, taken.horizon_s, forecasters, settings)
+
+
+def _horizon_s(state: State, window: TelemetryObserved) -> float:
+    width_s = window.window_end_s - window.window_start_s
+    return min(lead_time_s(state, window.server, window.model) + width_s, _LONGEST_S)
+
+
+def _measured(window: TelemetryObserved, end_s: float) -> Measured:
+    assert window.offered_rate_rps is not None
+    return Measured(
+        max(window.window_start_s, end_s),
+        window.window_end_s,
+        window.offered_rate_rps,
+        window.completed_rate_rps,
+        window.input_tokens,
+        window.output_tokens,
+    )
 
 
 def lead_time_s(state: State, server: str, model: str) -> float:
@@ -96,32 +173,31 @@ def lead_time_s(state: State, server: str, model: str) -> float:
     declared = {p.accelerator: startup_assumed_s(p) for m in models if m.name == model for p in m.profiles}
     held = {v.accelerator for v in inventory.variants if v.desired} if inventory else set()
     known = declared | learned
-    return max((known[name] for name in held or known if name in known), default=_UNKNOWN_STARTUP_S)
+    return max((known[name] for name in held or known if name in known), default=UNKNOWN_STARTUP_S)
 
 
-def _why_not(window: TelemetryObserved, series: Series) -> str:
-    if window.window_end_s <= series.end_s:
+def _why_not(window: TelemetryObserved, end_s: float) -> str:
+    if window.window_end_s <= end_s:
         return "duplicate window"
     if window.quality not in _USABLE:
         return f"{window.quality.value} window"
     if window.offered_rate_rps is None:
         return "window without a rate"
-    if window.window_end_s - max(window.window_start_s, series.end_s) < _NARROWEST_S:
+    if window.window_end_s - max(window.window_start_s, end_s) < _NARROWEST_S:
         return "window too short"
     return ""
 
 
-def _with_tokens(series: Series, window: TelemetryObserved, settings: PredictorSettings) -> Series:
-    width_s = window.window_end_s - window.window_start_s
+def _with_tokens(series: Series, window: Measured, settings: PredictorSettings) -> Series:
+    width_s = window.end_s - window.start_s
     keep = 0.5 ** (width_s / settings.token_half_life_s)
-    finished_rps = window.completed_rate_rps
-    weight = (finished_rps if finished_rps is not None else window.offered_rate_rps or 0.0) * width_s
-    inputs = window.input_tokens if weight else None
-    outputs = window.output_tokens if weight else None
+    weight = (window.completed_rps if window.completed_rps is not None else window.rate_rps) * width_s
     return replace(
         series,
-        input_tokens=discounted(series.input_tokens, inputs, weight, keep),
-        output_tokens=discounted(series.output_tokens, outputs, weight, keep),
+        input_tokens=discounted(series.input_tokens, window.input_tokens if weight else None, weight, keep),
+        output_tokens=discounted(
+            series.output_tokens, window.output_tokens if weight else None, weight, keep
+        ),
     )
 
 
@@ -153,44 +229,3 @@ def _forecast(series: Series, window: TelemetryObserved, horizon_s: float, spoke
 def _mean(discounted_mean: tuple[float, float]) -> float | None:
     total, weight = discounted_mean
     return min(total / weight, _MOST_TOKENS) if weight > 1e-9 else None
-
-
-def dump(state: State, server: str, forecasters: Sequence[Forecaster[Any]]) -> bytes:
-    """One server's series as JSON; floats keep every bit."""
-    series = state.series[server]
-    kept = {f.name: f.dump(series.states[f.name]) for f in forecasters if f.name in series.states}
-    records = {name: vars(replace(record, rising=())) for name, record in series.records.items()}
-    opened = [vars(one) for one in series.open]
-    return json.dumps(vars(series) | {"states": kept, "records": records, "open": opened}).encode()
-
-
-def load(state: State, server: str, raw: bytes, forecasters: Sequence[Forecaster[Any]]) -> State:
-    """The state with one server's series restored; raises ValueError for what cannot be read."""
-    try:
-        kept = json.loads(raw)
-        series = Series(
-            end_s=float(kept["end_s"]),
-            states={f.name: f.load(kept["states"][f.name]) for f in forecasters if f.name in kept["states"]},
-            open=tuple(Open(**one) for one in kept["open"]),
-            records={
-                name: Record(
-                    ratios=tuple(map(float, r["ratios"])),
-                    loss=float(r["loss"]),
-                    weight=float(r["weight"]),
-                    scored=int(r["scored"]),
-                    rise_rps=float(r["rise_rps"]),
-                    rising=tuple(sorted(map(float, r["ratios"]))),
-                )
-                for name, r in kept["records"].items()
-            },
-            input_tokens=_pair(kept["input_tokens"]),
-            output_tokens=_pair(kept["output_tokens"]),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"snapshot of {server!r} cannot be read: {error!r}") from None
-    return replace(state, series={**state.series, server: series})
-
-
-def _pair(raw: Sequence[float]) -> tuple[float, float]:
-    total, weight = raw
-    return float(total), float(weight)

@@ -1,33 +1,39 @@
-"""What a forecaster is: it follows one series and says where it stands over a horizon."""
+"""What a forecaster is: fitted to a cleaned history now and then, asked for the largest rate ahead every window."""
 
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias
 
 from pydantic import BaseModel
 
-S = TypeVar("S")
+from services.predictor.history import History
+
+Fit: TypeAlias = dict[str, list[float]]
+"""What a forecaster learned, as JSON values: lists of numbers by name. Snapshots carry it as it is."""
 
 
-class Forecaster(Protocol[S]):
-    """A plug-in, constructed as `Forecaster(settings)`, without clocks and hidden state; `S` is its own state.
+@dataclass(frozen=True)
+class Said:
+    """A forecast of the largest rate of the next windows, in requests per second.
 
-    Its point forecast is the level that it expects within the horizon; how far the largest value goes beyond
-    that is learned outside, from how forecasts turned out.
+    quantiles_rps: at the levels of `quantiles.LEVELS`, where the forecaster has its own; else they are made
+    from how its points turned out.
+    """
+
+    point_rps: float
+    quantiles_rps: tuple[float, ...] = ()
+
+
+class Forecaster(Protocol):
+    """A plug-in, constructed as `Forecaster(settings)`, without clocks and hidden state.
+
+    All that changes from window to window is the history: between fits a forecast costs one pass over its end.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[BaseModel]]
 
-    def start(self) -> S:
-        """The state before anything is observed."""
+    def fit(self, history: History, steps: int) -> Fit | None:
+        """What can be learned for a horizon of `steps` windows; None while the history is too short."""
 
-    def update(self, state: S, width_s: float, value: float) -> S:
-        """The state after one more window of `width_s` seconds with a mean of `value`, at least 0."""
-
-    def forecast(self, state: S, horizon_s: float) -> float | None:
-        """The level expected over the next `horizon_s` seconds, at least 0; None before anything was observed."""
-
-    def dump(self, state: S) -> Any:
-        """The state as JSON values."""
-
-    def load(self, raw: Any) -> S:
-        """The state that `dump` wrote; raises ValueError, KeyError or TypeError for anything else."""
+    def forecast(self, fit: Fit, history: History, steps: int) -> Said:
+        """The largest rate of the next `steps` windows, finite and at least 0; the history is not empty."""

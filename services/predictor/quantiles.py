@@ -10,58 +10,54 @@ the point forecast than twice the furthest rise of late. As that halves over the
 least the largest rise kept, and coverage falls by at most 1/(n+1).
 """
 
-from collections.abc import Sequence
-from math import ceil, sqrt
-from statistics import NormalDist
+import numpy as np
+from scipy.special import ndtri
+
+from services.predictor.history import Floats
 
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99)
-_NORMAL = NormalDist()
+LEVEL = np.array(LEVELS)
 # The largest level below 1 in floating point; that of very many windows rounds to 1.
 _SURE = 1.0 - 2.0**-53
 
 
 def largest_rates(
-    point_rps: float,
-    ratios: Sequence[float],
+    points_rps: Floats,
+    ratios: Floats,
     width_s: float,
-    horizon_s: float,
+    steps: int,
     trusted: int,
-    rise_rps: float,
-) -> tuple[float, ...]:
-    """The rate at each of LEVELS, rising.
+    rises_rps: Floats,
+) -> Floats:
+    """The rate at each of LEVELS for each forecaster, rising; shape (forecasters, levels).
 
-    Parameters: point_rps, point forecast; ratios, in rising order; width_s, a window; horizon_s; trusted, number
-    of ratios from which they need no floor; rise_rps, how far rates went beyond their point forecasts of late.
+    Parameters: points_rps, point forecasts, shape (forecasters,); ratios, shape (forecasters, n); width_s and
+    steps, a window and how many the horizon has; trusted, number of ratios from which they need no floor;
+    rises_rps, how far rates went beyond their point forecasts of late, shape (forecasters,).
     """
-    one = 1.0 / width_s
-    found: list[float] = []
-    for level in LEVELS:
-        value = (point_rps + one) * quantile(ratios, level) - one if ratios else point_rps
-        value = min(value, point_rps + 2.0 * rise_rps)
-        if len(ratios) < trusted:
-            value = max(value, poisson_largest(point_rps, width_s, horizon_s, level))
-        found.append(max(value, found[-1] if found else 0.0))
-    return tuple(found)
+    count, points = ratios.shape[1], points_rps[:, None]
+    found = np.repeat(points, len(LEVELS), axis=1)
+    if count:
+        ranks = np.clip(np.ceil((count + 1) * LEVEL).astype(int), 1, count) - 1
+        found = (points + 1.0 / width_s) * np.sort(ratios, axis=1)[:, ranks] - 1.0 / width_s
+    found = np.minimum(found, points + 2.0 * rises_rps[:, None])
+    if count < trusted:
+        found = np.maximum(found, poisson_largest(points_rps, width_s, steps))
+    return np.asarray(np.maximum.accumulate(np.maximum(found, 0.0), axis=1))
 
 
-def quantile(rising: Sequence[float], level: float) -> float:
-    """The ⌈(n+1)·level⌉-th smallest, the largest where there are too few."""
-    return rising[min(len(rising), max(1, ceil((len(rising) + 1) * level))) - 1]
-
-
-def poisson_largest(rate_rps: float, width_s: float, horizon_s: float, level: float) -> float:
-    """A quantile of the largest of the Poisson counts of all windows in the horizon, as a rate.
+def poisson_largest(rates_rps: Floats, width_s: float, steps: int) -> Floats:
+    """LEVELS of the largest of the Poisson counts of `steps` windows, as rates; shape (forecasters, levels).
 
     The largest of m counts is below x with probability F(x)^m; F by the Cornish–Fisher expansion to first order.
     """
-    mean = rate_rps * width_s
-    if mean <= 0:
-        return 0.0
-    windows = max(1.0, horizon_s / width_s)
-    z = _NORMAL.inv_cdf(min(level ** (1.0 / windows), _SURE))
-    return max(0.0, mean + z * sqrt(mean) + (z * z - 1.0) / 6.0) / width_s
+    mean = rates_rps[:, None] * width_s
+    z = ndtri(np.minimum(LEVEL ** (1.0 / steps), _SURE))
+    largest = mean + z * np.sqrt(mean) + (z * z - 1.0) / 6.0
+    return np.where(mean > 0, np.maximum(largest, 0.0) / width_s, 0.0)
 
 
-def pinball(actual: float, forecast: float, level: float) -> float:
-    """Pinball loss of a quantile forecast."""
-    return (actual - forecast) * (level if actual >= forecast else level - 1.0)
+def pinball(actual: float, forecasts: Floats) -> Floats:
+    """Pinball loss of quantile forecasts at LEVELS, the last axis."""
+    short = actual - forecasts
+    return np.where(short >= 0, LEVEL * short, (LEVEL - 1.0) * short)

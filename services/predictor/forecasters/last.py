@@ -1,8 +1,11 @@
 """The last value: the baseline that every other forecaster has to beat."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
+
+from services.predictor.forecaster import Fit, Said
+from services.predictor.history import History
 
 
 class LastSettings(BaseModel):
@@ -12,7 +15,7 @@ class LastSettings(BaseModel):
 
 
 class LastForecaster:
-    """What was seen last goes on."""
+    """What was seen last goes on, outages included."""
 
     name: ClassVar[str] = "last"
     Settings: ClassVar[type[BaseModel]] = LastSettings
@@ -20,17 +23,8 @@ class LastForecaster:
     def __init__(self, settings: LastSettings) -> None:
         del settings
 
-    def start(self) -> float | None:
-        return None
+    def fit(self, history: History, steps: int) -> Fit | None:
+        return {}
 
-    def update(self, state: float | None, width_s: float, value: float) -> float:
-        return value
-
-    def forecast(self, state: float | None, horizon_s: float) -> float | None:
-        return state
-
-    def dump(self, state: float | None) -> Any:
-        return state
-
-    def load(self, raw: Any) -> float | None:
-        return None if raw is None else float(raw)
+    def forecast(self, fit: Fit, history: History, steps: int) -> Said:
+        return Said(history.newest_rps)

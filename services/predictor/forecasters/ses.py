@@ -1,9 +1,15 @@
-"""Simple exponential smoothing whose smoothing constant is the one that has erred least of late."""
+"""Simple exponential smoothing of cleaned log rates, with the smoothing constant that served this horizon best."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+
+from services.predictor.design import levels, smoothed
+from services.predictor.forecaster import Fit, Said
+from services.predictor.history import History, largest_ahead
+
+_FEWEST = 4
 
 
 class SesSettings(BaseModel):
@@ -12,29 +18,16 @@ class SesSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     alphas: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (
-        0.05,
         0.1,
         0.2,
         0.35,
         0.6,
     )
-    """Weight of a new window of the reference width."""
-    reference_s: Annotated[float, Field(gt=0)] = 30.0
-    """Width in seconds that the weights are meant for; wider windows weigh more."""
-    forget: Annotated[float, Field(gt=0, lt=1)] = 0.98
-    """What an error still counts one window later; about fifty windows are remembered."""
-
-
-@dataclass(frozen=True)
-class SesState:
-    """A level and a discounted sum of absolute errors for each constant."""
-
-    levels: tuple[float, ...]
-    errors: tuple[float, ...]
+    """Weight of the newest window."""
 
 
 class SesForecaster:
-    """Level l ← l + a(x − l) for each constant a; the constant with the least discounted error speaks."""
+    """Level l ← l + a(y − l) of log rates; a is that with the least absolute error over the history."""
 
     name: ClassVar[str] = "ses"
     Settings: ClassVar[type[BaseModel]] = SesSettings
@@ -42,33 +35,15 @@ class SesForecaster:
     def __init__(self, settings: SesSettings) -> None:
         self._settings = settings
 
-    def start(self) -> SesState | None:
-        return None
-
-    def update(self, state: SesState | None, width_s: float, value: float) -> SesState:
-        alphas, forget = self._settings.alphas, self._settings.forget
-        if state is None:
-            return SesState((value,) * len(alphas), (0.0,) * len(alphas))
-        windows = width_s / self._settings.reference_s
-        levels, errors = [], []
-        for alpha, level, error in zip(alphas, state.levels, state.errors, strict=True):
-            weight = alpha if windows == 1.0 else 1.0 - (1.0 - alpha) ** windows
-            errors.append(forget * error + abs(value - level))
-            levels.append(level + weight * (value - level))
-        return SesState(tuple(levels), tuple(errors))
-
-    def forecast(self, state: SesState | None, horizon_s: float) -> float | None:
-        if state is None:
+    def fit(self, history: History, steps: int) -> Fit | None:
+        targets = largest_ahead(np.where(history.usable, history.logs, np.nan), steps)
+        if np.count_nonzero(~np.isnan(targets)) < _FEWEST:
             return None
-        return max(0.0, state.levels[state.errors.index(min(state.errors))])
+        errors = [
+            float(np.nanmean(np.abs(targets - smoothed(history.logs, alpha)[: len(targets)])))
+            for alpha in self._settings.alphas
+        ]
+        return {"alpha": [self._settings.alphas[errors.index(min(errors))]]}
 
-    def dump(self, state: SesState | None) -> Any:
-        return None if state is None else [list(state.levels), list(state.errors)]
-
-    def load(self, raw: Any) -> SesState | None:
-        if raw is None:
-            return None
-        levels, errors = raw
-        if not len(levels) == len(errors) == len(self._settings.alphas):
-            raise ValueError(f"expected {len(self._settings.alphas)} levels and errors")
-        return SesState(tuple(map(float, levels)), tuple(map(float, errors)))
+    def forecast(self, fit: Fit, history: History, steps: int) -> Said:
+        return Said(history.rate_of(float(levels(history.logs, (fit["alpha"][0],))[0])))
