@@ -78,6 +78,8 @@ class ModelProfile(Contract):
     """Units of the accelerator that one replica takes."""
     max_batch: Positive = 256
     """Most requests that a replica of this profile may serve at once."""
+    at_tokens: Positive | None = None
+    """Mean output tokens that `max_batch` is meant for; with another mean it is scaled inversely to it."""
     token_budget: Positive = 8192
     """Most tokens computed in one engine iteration."""
     kv_tokens: Positive | None = None

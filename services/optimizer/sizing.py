@@ -44,11 +44,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Times in seconds: TTFT and ITL in the case's statistic, mean wait."""
+    """Times in seconds, TTFT and ITL in the case's statistic, mean wait; requests per second that are served."""
 
     ttft_s: float
     itl_s: float
     wait_s: float
+    throughput_rps: float
 
 
 def size(cases: Collection[ReplicaCase], model: QueueingModel, laws: Laws) -> dict[ReplicaCase, Size]:
@@ -90,7 +91,12 @@ def latencies(
         cases, rates = [case for case, _ in block], np.array([rate for _, rate in block])
         metrics = model.analyze(_servers(cases, laws), rates)
         statistic = cases[0].statistic.value
-        columns = (_values(metrics.ttft_s, statistic), _values(metrics.itl_s, statistic), metrics.wait_s.mean)
+        columns = (
+            _values(metrics.ttft_s, statistic),
+            _values(metrics.itl_s, statistic),
+            metrics.wait_s.mean,
+            metrics.throughput_rps,
+        )
         return [
             Latencies(*row) if all(math.isfinite(value) for value in row) else None
             for row in np.stack(columns, axis=-1).tolist()

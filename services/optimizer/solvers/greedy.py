@@ -3,10 +3,11 @@
 import heapq
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from schemas.fleet import SaturationPolicy
@@ -27,9 +28,12 @@ BUDGET_ROUNDING = 1e-9
 
 
 class GreedySettings(BaseModel):
-    """Nothing can be set; the fleet's options hold the saturation policy and when best effort comes."""
+    """How it orders; the fleet's options hold the saturation policy and when best effort comes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    single_precision: bool = False
+    """Whether regrets are rounded to single precision, so that they tie where they tie in the reference."""
 
 
 class GreedySolver:
@@ -55,7 +59,10 @@ class GreedySolver:
         )
         given: dict[str, Choice] = {}
         best_effort = BEST_EFFORT[problem.options.saturation_policy]
-        entries = [_Entry(s, tuple(sorted(s.candidates, key=lambda c: c.rank()))) for s in problem.servers]
+        rounded = np.float32 if self.settings.single_precision else float
+        entries = [
+            _Entry(s, tuple(sorted(s.candidates, key=lambda c: c.rank())), rounded) for s in problem.servers
+        ]
         entries.sort(key=_Entry.order)
         if problem.options.delayed_best_effort:
             best_effort(_allocate(entries, left, given), left, given)
@@ -80,6 +87,7 @@ class GreedySolver:
 class _Entry:
     server: ServerProblem
     candidates: tuple[Candidate, ...]
+    rounded: Callable[[float], Any]
     position: int = 0
 
     @property
@@ -94,7 +102,7 @@ class _Entry:
         # Falling to a candidate that serves less is as bad as having no other.
         if not following or following[0].served_share < self.candidate.served_share:
             return math.inf
-        return following[0].value - self.candidate.value
+        return float(self.rounded(following[0].value) - self.rounded(self.candidate.value))
 
 
 class _Left:
@@ -139,7 +147,7 @@ def _allocate(entries: list[_Entry], left: _Left, given: Given) -> list[_Entry]:
             left.take(candidate, candidate.replicas)
             given[entry.server.server] = Choice(candidate, candidate.replicas)
         elif entry.position + 1 < len(entry.candidates):
-            following = _Entry(entry.server, entry.candidates, entry.position + 1)
+            following = replace(entry, position=entry.position + 1)
             heapq.heappush(heap, (following.order(), following))
         else:
             unallocated.append(entry)
