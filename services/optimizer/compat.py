@@ -169,7 +169,7 @@ def _idle(system: LegacySystem, server: LegacyServer, profile: LegacyProfile) ->
     )
     if server.min_replicas:
         return made
-    return replace(made, accelerator="", type="", value=_value(server, "", np.float32(0.0)))
+    return replace(made, accelerator="", value=_value(server, "", np.float32(0.0)))
 
 
 def _candidate(

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from schemas.fleet import OptimizerOptions, SaturationPolicy
+from schemas.fleet import OptimizerOptions, SaturationPolicy, Served
+from schemas.plan import SolveStatus
 from services.optimizer.compat import compat_problem, options_of
 from services.optimizer.legacy import read_system
 from services.optimizer.legacy_form import LegacySystem
 from services.optimizer.problem import Candidate, Problem, Solution
 from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
+from services.optimizer.solvers.milp import MilpSettings, MilpSolver
 from services.optimizer.solvers.unlimited import UnlimitedSettings, UnlimitedSolver
 from services.perfmodel.laws.three_parameter import ThreeParameterLaw
 from services.perfmodel.queueing_models.birth_death_compat import BirthDeathCompatModel
@@ -31,11 +33,15 @@ MODEL = BirthDeathCompatModel()
 LAWS = {"three-parameter": ThreeParameterLaw()}
 
 
+def golden(reference_data: Path) -> Path:
+    return reference_data / "optimizer-golden"
+
+
 @pytest.fixture(scope="module")
 def cases(reference_data: Path) -> list[tuple[str, LegacySystem, Problem, dict[str, Any], dict[str, Any]]]:
     """Name, system, its limited problem, recorded output and meta data of every case with candidates."""
     found = []
-    for folder in sorted((reference_data / "optimizer-golden").iterdir()):
+    for folder in sorted(golden(reference_data).iterdir()):
         if (folder / "meta.json").is_file():
             system = read_system(folder / "input.json")
             problem = compat_problem(system, replace_unlimited(options_of(system), False), MODEL, LAWS)
@@ -142,3 +148,28 @@ def test_every_mode_is_the_references_and_does_not_depend_on_the_order_of_the_in
                 ranged += 1
     assert exact > 350
     assert ranged > 50
+
+
+def test_the_exact_solver_finds_every_known_optimum_and_proves_it(
+    cases: list[Any], reference_data: Path
+) -> None:
+    compared = 0
+    for case, system, limited, _, _ in cases:
+        path = golden(reference_data) / case / "oracle_single_limited.json"
+        if not path.is_file():
+            continue
+        oracle = json.loads(path.read_text())
+        # The oracle counts servers and, unlike the reference, knows those without load and minimum.
+        options = OptimizerOptions(saturation_policy=SaturationPolicy.NONE, maximize=Served.SERVERS)
+        unlimited = unlimited_problem(system, limited)
+        problem = replace(unlimited, capacity=limited.capacity, options=options)
+        outcome = MilpSolver(MilpSettings()).solve(problem, 60.0)
+        assert outcome.status is SolveStatus.OPTIMAL, case
+        served = {str(c.priority): c.servers_served for c in outcome.classes if c.servers_served}
+        assert served == {p: n for p, n in oracle["optByPrio"].items() if n}, case
+        # The bound, like the optimum, is of values in single precision.
+        value = pytest.approx(oracle["optValue"], rel=RELATIVE, abs=1e-3)
+        assert outcome.objective == value, case
+        assert outcome.bound == value, case
+        compared += 1
+    assert compared >= 20

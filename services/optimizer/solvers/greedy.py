@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.fleet import SaturationPolicy
 from schemas.plan import SolveStatus
+from services.optimizer.limits import limits_of
 from services.optimizer.problem import (
     Candidate,
     Choice,
@@ -19,12 +20,10 @@ from services.optimizer.problem import (
     ServerProblem,
     Solution,
     SolveOutcome,
+    service_of,
     shortfall_of,
 )
 from services.optimizer.solver import Capabilities
-
-# Sums of costs carry rounding; a budget is kept up to this share of itself.
-BUDGET_ROUNDING = 1e-9
 
 
 class GreedySettings(BaseModel):
@@ -54,9 +53,7 @@ class GreedySolver:
 
     def solve(self, problem: Problem, time_limit_s: float | None) -> SolveOutcome:
         """One pass in O(n log n) for n candidates, far within any time limit that the fleet may set."""
-        left = _Left(
-            dict(problem.capacity) if problem.capacity is not None else None, problem.budget_per_hour
-        )
+        left = _Left(problem)
         given: dict[str, Choice] = {}
         best_effort = BEST_EFFORT[problem.options.saturation_policy]
         rounded = np.float32 if self.settings.single_precision else float
@@ -80,7 +77,14 @@ class GreedySolver:
             status = SolveStatus.OPTIMAL
         else:
             status = SolveStatus.FEASIBLE
-        return SolveOutcome(status, solution, objective, None if short else unbounded, short)
+        return SolveOutcome(
+            status,
+            solution,
+            objective,
+            None if short else unbounded,
+            short,
+            classes=service_of(problem, solution),
+        )
 
 
 @dataclass(frozen=True)
@@ -106,25 +110,31 @@ class _Entry:
 
 
 class _Left:
-    """Cards and money that are not given yet."""
+    """Of every limit, what is not given yet."""
 
-    def __init__(self, cards: dict[str, int] | None, budget_per_hour: float | None) -> None:
-        self._cards = cards
-        self._money = math.inf if budget_per_hour is None else budget_per_hour * (1.0 + BUDGET_ROUNDING)
+    def __init__(self, problem: Problem) -> None:
+        self._limits = limits_of(problem)
+        self._rest = [limit.most for limit in self._limits]
+        self._uses: dict[tuple[str, str, int], list[tuple[int, float]]] = {}
+        for server in problem.servers:
+            for c in server.candidates:
+                uses = ((i, limit.use(server, c)) for i, limit in enumerate(self._limits))
+                self._uses[_key(c)] = [(i, use) for i, use in uses if use > 0]
 
     def replicas(self, candidate: Candidate, most: int) -> int:
         """Replicas of a candidate that still fit, at most `most`."""
-        if self._cards is not None:
-            most = min(most, self._cards.get(candidate.type, 0) // candidate.units_per_replica)
-        if candidate.cost_per_replica_per_hour > 0:
-            most = int(min(most, self._money // candidate.cost_per_replica_per_hour))
+        for i, use in self._uses[_key(candidate)]:
+            most = min(most, int(self._rest[i] // use))
         return max(most, 0)
 
     def take(self, candidate: Candidate, replicas: int) -> None:
         """Gives replicas away."""
-        if self._cards is not None and replicas:
-            self._cards[candidate.type] -= replicas * candidate.units_per_replica
-        self._money -= replicas * candidate.cost_per_replica_per_hour
+        for i, use in self._uses[_key(candidate)]:
+            self._rest[i] -= replicas * use
+
+
+def _key(candidate: Candidate) -> tuple[str, str, int]:
+    return (candidate.server, candidate.accelerator, candidate.max_batch)
 
 
 Given = dict[str, Choice]
