@@ -15,6 +15,7 @@ from rich.table import Table
 from services.runtime.errors import Fatal, Retry
 from services.runtime.plugins import PluginRefused
 from services.runtime.settings import RuntimeSettings, SettingsRefused, load
+from services.solve_commands import solve
 
 SERVICES = ("collector", "tuner", "predictor", "optimizer", "actuator", "simulator")
 
@@ -28,6 +29,7 @@ schema = typer.Typer(help="The message contracts.", no_args_is_help=True)
 config = typer.Typer(help="Settings.", no_args_is_help=True)
 app.add_typer(schema, name="schema")
 app.add_typer(config, name="config")
+app.command()(solve)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 

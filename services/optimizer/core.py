@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from schemas.fleet import FleetDeclared, Server
 from schemas.plan import Allocation, Inputs, PlanIssued, PlanProposed, Prediction, ServerStatus
-from services.optimizer.candidates import MOST_COST_PER_HOUR, Assembly, assemble, predict
+from services.optimizer.candidates import MOST_COST_PER_HOUR, Assembly, Memory, assemble, predict
 from services.optimizer.explain import explain, explain_unserved, shortened
 from services.optimizer.problem import Choice, ServerProblem, SolveOutcome
 from services.optimizer.settings import OptimizerSettings
@@ -48,15 +48,17 @@ def plan(
     laws: Laws,
     settings: OptimizerSettings,
     now_s: float,
+    memory: Memory | None = None,
 ) -> tuple[State, Generation]:
     """The next generation: every server has a plan with its own status, whatever is wrong with others.
 
+    memory: of the plan before, so that only what changed since is sized anew.
     Raises ValueError while no fleet is known.
     """
     fleet = state.fleet
     if fleet is None:
         raise ValueError("no fleet is declared yet: there is nothing to plan")
-    assembly = assemble(state, fleet, queueing_model, laws, settings, now_s)
+    assembly = assemble(state, fleet, queueing_model, laws, settings, now_s, memory)
     outcome = solver.solve(assembly.problem, fleet.optimizer.time_limit_s)
     predictions = _predictions(assembly, outcome, queueing_model, laws)
     unchanged = _unchanged(assembly, queueing_model, laws)
@@ -82,6 +84,7 @@ def plan(
         solve_s=0.0,
         shadow_prices=outcome.shadow_prices,
         shortfall=outcome.shortfall,
+        classes=outcome.classes,
         issued_at_s=frame.issued_at_s,
         expires_at_s=frame.expires_at_s,
     )

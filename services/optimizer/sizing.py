@@ -56,12 +56,7 @@ def size(cases: Collection[ReplicaCase], model: QueueingModel, laws: Laws) -> di
     """The size of every case. A case that the model refuses is answered with its reason, alone."""
 
     def ask(block: Sequence[ReplicaCase]) -> list[Size]:
-        targets = Targets(
-            ttft_s=_column([c.ttft_s for c in block]),
-            itl_s=_column([c.itl_s for c in block]),
-            tps=_column([c.tokens_per_s for c in block]),
-        )
-        answer = model.max_rate(_servers(block, laws), targets, Statistic(block[0].statistic.value))
+        answer = model.max_rate(_servers(block, laws), _targets(block), _statistic(block))
         return [
             Size(float(rate), BINDING[Binding(code)])
             if feasible and 0 < rate < math.inf
@@ -76,6 +71,23 @@ def size(cases: Collection[ReplicaCase], model: QueueingModel, laws: Laws) -> di
         answers = _isolated(block, ask, lambda error: Size(0.0, "", error))
         sizes.update(zip(block, answers, strict=True))
     return sizes
+
+
+def smallest_batches(
+    cases: Collection[ReplicaCase], model: QueueingModel, laws: Laws
+) -> dict[ReplicaCase, int]:
+    """The smallest batch limit of every case that is nearly as good as the best; 0 where none will do."""
+
+    def ask(block: Sequence[ReplicaCase]) -> list[int]:
+        found: list[int] = model.concurrency(
+            _servers(block, laws), _targets(block), _statistic(block)
+        ).tolist()
+        return found
+
+    batches: dict[ReplicaCase, int] = {}
+    for block in _blocks(list(dict.fromkeys(cases)), lambda case: case):
+        batches.update(zip(block, _isolated(block, ask, lambda error: 0), strict=True))
+    return batches
 
 
 Question = tuple[ReplicaCase, float]
@@ -106,6 +118,18 @@ def latencies(
     for block in _blocks(list(dict.fromkeys(questions)), lambda question: question[0]):
         answers.update(zip(block, _isolated(block, ask, lambda error: None), strict=True))
     return answers
+
+
+def _targets(cases: Sequence[ReplicaCase]) -> Targets:
+    return Targets(
+        ttft_s=_column([c.ttft_s for c in cases]),
+        itl_s=_column([c.itl_s for c in cases]),
+        tps=_column([c.tokens_per_s for c in cases]),
+    )
+
+
+def _statistic(cases: Sequence[ReplicaCase]) -> Statistic:
+    return Statistic(cases[0].statistic.value)
 
 
 def _servers(cases: Sequence[ReplicaCase], laws: Laws) -> ServerModel:
