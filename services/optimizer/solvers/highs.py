@@ -121,6 +121,44 @@ def solve_relaxed(program: Program, seconds: float) -> Answer:
     return Answer(np.array(found.col_value), bound, True, np.array(found.row_dual))
 
 
+class Growing:
+    """A linear program that gets columns as it goes, and begins each solve where the last one ended."""
+
+    def __init__(self, row_lower: Array, row_upper: Array) -> None:
+        """row_lower, row_upper: shape (m,); columns are at least 0."""
+        none = np.zeros(0)
+        rows = sparse.csr_matrix((len(row_lower), 0))
+        program = Program(none, none, np.zeros(0, dtype=bool), rows, row_lower, row_upper)
+        self._solver = _solver(program, np.inf, relaxed=True)
+
+    def add(self, cost: Array, columns: Any) -> None:
+        """cost: shape (k,). columns: shape (m, k), sparse."""
+        columns = sparse.csc_matrix(columns)
+        count = len(cost)
+        self._solver.addCols(
+            count,
+            cost,
+            np.zeros(count),
+            np.full(count, np.inf),
+            columns.nnz,
+            columns.indptr[:-1].astype(np.int32),
+            columns.indices.astype(np.int32),
+            columns.data,
+        )
+
+    def solve(self, seconds: float) -> tuple[Array, Array] | None:
+        """The optimal x and the duals of the rows; None when there is none within the time."""
+        import highspy
+
+        if np.isfinite(seconds):
+            self._solver.setOptionValue("time_limit", self._solver.getRunTime() + max(seconds, 0.01))
+        self._solver.run()
+        if self._solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            return None
+        found = self._solver.getSolution()
+        return np.array(found.col_value), np.array(found.row_dual)
+
+
 def _solver(program: Program, seconds: float, relaxed: bool) -> Any:
     import highspy
     from highspy._core import _Highs
