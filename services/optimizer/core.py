@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from schemas.fleet import FleetDeclared, Server
 from schemas.plan import Allocation, Inputs, PlanIssued, PlanProposed, Prediction, ServerStatus
 from services.optimizer.candidates import MOST_COST_PER_HOUR, Assembly, Memory, assemble, predict
 from services.optimizer.explain import explain, explain_unserved, shortened
-from services.optimizer.problem import Choice, ServerProblem, SolveOutcome
+from services.optimizer.problem import Candidate, Choice, ServerProblem, SolveOutcome
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.sizing import Laws
 from services.optimizer.solver import Solver
@@ -25,11 +25,13 @@ class Generation:
     plans: one for every server of the fleet, in its order.
     manifest: completes the generation; its solve_s is 0 until the caller, who has a clock, fills it.
     notes: what the generation could not honour, for the log.
+    candidates: every candidate by server, best first.
     """
 
     plans: tuple[PlanProposed, ...]
     manifest: PlanIssued
     notes: tuple[str, ...] = ()
+    candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,12 @@ def plan(
         expires_at_s=frame.expires_at_s,
     )
     state = replace(state, last_generation=frame.generation, last_plans={p.server: p for p in plans})
-    return state, Generation(plans, manifest, _notes(fleet, solver))
+    return state, Generation(
+        plans,
+        manifest,
+        _notes(fleet, solver),
+        {s.server: s.candidates for s in assembly.problem.servers},
+    )
 
 
 Predictions = Mapping[str, tuple[Prediction | None, Prediction | None]]
@@ -198,7 +205,9 @@ def _planned(
         needed_share=_needed_share(problem.rate_rps, choices),
         inputs=load.inputs.model_copy(update={"parameters_at_s": min(estimated, default=None)}),
         binding=binding,
-        explanation=explain(problem, choices, binding, allocations, problem.rate_rps, previous, dropped),
+        explanation=explain(
+            problem, choices, binding, allocations, problem.rate_rps, previous, dropped, outcome.shadow_prices
+        ),
         issued_at_s=frame.issued_at_s,
         expires_at_s=frame.expires_at_s,
     )

@@ -29,9 +29,11 @@ from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, levels_of, o
 from services.optimizer.solvers.placement import NONE, Placement
 from services.optimizer.solvers.prices import Dual, Priced, best_prices
 
-# Of the time that there is, the share that the prices of service may take; of what is left then, and without a
-# limit in seconds, that of the small exact program; and the gap at which that one ends.
-SERVE_SHARE, REPAIR_SHARE, REPAIR_S, NEARBY_GAP = 0.5, 0.8, 10.0, 2e-4
+# Of the time that there is, the shares after which the prices of service, and the search as a whole, have had
+# theirs; the rest is for the last bound.
+SERVE_SHARE, SEARCH_SHARE = 0.5, 0.8
+# Without a time limit, seconds for the small exact program; and the gap at which it ends.
+REPAIR_S, NEARBY_GAP = 10.0, 2e-4
 COLUMNS_TRIED = 4
 ROOM_FAILURES = 40
 # A share of a column from which it counts as chosen, and the weight of the value where prices alone tie.
@@ -67,7 +69,7 @@ class LagrangianSolver:
         problem = ordered(problem)
         if not problem.servers:
             return SolveOutcome(SolveStatus.OPTIMAL, Solution({}), 0.0, 0.0)
-        end = deadline(time_limit_s)
+        end, search_end = deadline(time_limit_s), deadline(_part(time_limit_s, SEARCH_SHARE))
         columns = columns_of(problem)
         greedy = GreedySolver(GreedySettings()).solve(problem, None).solution
         best = _placed(columns, positions(problem, greedy))
@@ -75,10 +77,10 @@ class LagrangianSolver:
         near = np.zeros(len(columns.server), dtype=bool)
         if not best.served.all():
             best, served_bounds = _serve(columns, best, near, deadline(_part(time_limit_s, SERVE_SHARE)))
-        dual = Certificate(columns, best).dual(near, end)
+        dual = Certificate(columns, best).dual(near, search_end)
         if best.value > dual.bound + self.settings.gap_share * abs(best.value) or served_bounds:
-            best = _cheapen(columns, best, Certificate(columns, best), dual, end)
-            seconds = REPAIR_S if time_limit_s is None else REPAIR_SHARE * left(end)
+            best = _cheapen(columns, best, Certificate(columns, best), dual, search_end)
+            seconds = REPAIR_S if time_limit_s is None else left(search_end)
             best = _better(columns, _nearby(columns, best, near, self.settings.gap_share, seconds), best)
             dual = Certificate(columns, best).dual(near, end, dual.prices)
         solution = solution_of(problem, best.chosen)
