@@ -215,7 +215,7 @@ class BatchChoice(StrEnum):
 class OptimizerOptions(Contract):
     """How the fleet is optimised."""
 
-    solver: Name = "greedy"
+    solver: Name = "auto"
     """Name of the solver plug-in."""
     unlimited: bool = False
     """Whether capacity is taken as without limit."""

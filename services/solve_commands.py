@@ -97,6 +97,8 @@ class _Job:
             )
         else:
             fleet = _own(path, assignments, self._now_s)
+        if not fleet.servers:
+            raise ValueError(f"{path}: declares no servers: expected at least one")
         self.warnings = self._system.warnings if self._system else ()
         _warn(self.warnings)
         self.fleet = overridden_options(fleet, time_limit_s=time_limit)

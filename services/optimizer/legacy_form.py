@@ -7,7 +7,7 @@ file, path, value and remedy.
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -158,7 +158,8 @@ class _Reader:
         wanted = "a finite number" if least == -math.inf else f"a finite number from {least:g} to {most:g}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.refuse(key, f"{wanted}, without quotes")
-        if not math.isfinite(value) or not least <= value <= most or abs(value) > most:
+        # Comparisons come first: an integer may be too large for a float.
+        if not -most <= value <= most or not least <= value:
             raise self.refuse(key, wanted)
         return float(value)
 
@@ -205,7 +206,8 @@ def parse_system(sections: Mapping[str, tuple[str, Any]]) -> LegacySystem:
         if key not in sections:
             where = ", ".join(sorted({file for file, _ in sections.values()}))
             warnings.append(f"{where}: {key} is absent and taken as empty")
-        return _Reader.of(file, "", content, warnings)
+        held = _Reader.of(file, key, content, warnings)
+        return replace(held, path="")
 
     def table(key: str, listed: str, read: Callable[[_Reader], tuple[Hashable, T] | None]) -> dict[Any, T]:
         found: dict[Any, T] = {}

@@ -1,10 +1,8 @@
 """Heavy solvers in a process of their own, so that no search can starve the event loop of the service."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
@@ -12,6 +10,9 @@ from schemas.base import Statistic
 from services.optimizer.problem import Candidate, Choice, Problem, ReplicaCase, Solution, SolveOutcome
 from services.optimizer.solver import Capabilities, Solver
 from services.runtime import plugins
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 # Beside what a solver may take, seconds to start the process and to hand a large problem over and back.
 GRACE_S = 30.0
@@ -44,11 +45,11 @@ class Worker:
     def run(self, name: str, problem: "Packed", time_limit_s: float | None) -> "PackedOutcome":
         """Solves in the process and waits for it; from a thread beside the event loop.
 
-        Raises BrokenProcessPool when the process dies twice, TimeoutError when it does not answer.
+        Raises BrokenExecutor when the process dies twice, TimeoutError when it does not answer.
         """
         try:
             return self._run(name, problem, time_limit_s)
-        except BrokenProcessPool:
+        except BrokenExecutor:
             self.close()
             return self._run(name, problem, time_limit_s)
 
@@ -62,6 +63,9 @@ class Worker:
 
     def _run(self, name: str, problem: "Packed", time_limit_s: float | None) -> "PackedOutcome":
         if self._pool is None:
+            import multiprocessing
+            from concurrent.futures import ProcessPoolExecutor
+
             # A fork would copy the locks of the service's threads.
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         waiting = self._pool.submit(_solve, name, problem, time_limit_s)
