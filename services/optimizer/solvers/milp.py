@@ -1,7 +1,7 @@
 """The exact solver: the best service of one class after the other, then the least value, proven by HiGHS."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,6 +39,8 @@ class MilpSettings(BaseModel):
 
     gap_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Distance to the bound, as a share of the objective, at which it ends; 0 proves the optimum."""
+    backend: Literal["direct", "cvxpy"] = "direct"
+    """How the program reaches HiGHS: as arrays, or modelled in cvxpy, slower and without mixes, as a check."""
 
 
 class MilpSolver:
@@ -55,8 +57,25 @@ class MilpSolver:
 
     def solve(self, problem: Problem, time_limit_s: float | None) -> SolveOutcome:
         """The optimum, or at the time limit the best so far with its bound, from greedy's solution on."""
+        if self.settings.backend == "cvxpy" and problem.servers and not problem.options.heterogeneous:
+            return _modelled(problem, time_limit_s)
         first = GreedySolver(GreedySettings()).solve(problem, None).solution
         return improve(problem, first, time_limit_s, self.settings.gap_share)
+
+
+def _modelled(problem: Problem, time_limit_s: float | None) -> SolveOutcome:
+    from services.optimizer.solvers.modelled import solve_modelled
+
+    problem = ordered(problem)
+    columns = columns_of(problem)
+    found = solve_modelled(problem, columns, deadline(time_limit_s))
+    bounds = {}
+    for level, reached in zip(levels_of(columns), found.reached, strict=True):
+        if level.kind is Kind.SERVED and found.proven:
+            bounds[level.priority] = reached * level.scale
+    status = SolveStatus.OPTIMAL if found.proven else SolveStatus.TIME_LIMIT
+    bound = found.value if found.proven else -math.inf
+    return outcome_of(problem, solution_of(problem, found.chosen), bound, bounds, status, {})
 
 
 def improve(problem: Problem, first: Solution, time_limit_s: float | None, gap_share: float) -> SolveOutcome:
