@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from schemas.base import Statistic
 from schemas.fleet import OptimizerOptions, SaturationPolicy, Served
 from schemas.plan import SolveStatus
 from services.optimizer.compat import compat_problem, options_of
 from services.optimizer.legacy import read_system
 from services.optimizer.legacy_form import LegacySystem
-from services.optimizer.problem import Candidate, Problem, Solution
+from services.optimizer.problem import Candidate, Problem, ReplicaCase, ServerProblem, Solution
 from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
 from services.optimizer.solvers.milp import MilpSettings, MilpSolver
 from services.optimizer.solvers.unlimited import UnlimitedSettings, UnlimitedSolver
@@ -173,3 +174,67 @@ def test_the_exact_solver_finds_every_known_optimum_and_proves_it(
         assert outcome.bound == value, case
         compared += 1
     assert compared >= 20
+
+
+CASE = ReplicaCase("three-parameter", (1.0, 1.0, 1.0), 1, 1, 1, 1, 1, None, None, None, None, Statistic.MEAN)
+
+
+def from_candidates(system: LegacySystem, candidates: dict[str, dict[str, Any]]) -> Problem:
+    """The problem of candidates as they were recorded; costs and values in cents per hour."""
+    servers = []
+    for name, found in candidates.items():
+        server = system.servers[name]
+        made = []
+        for accelerator, one in found.items():
+            profile, unit = system.profiles[server.model, accelerator], system.accelerators[accelerator]
+            made.append(
+                Candidate(
+                    server=name,
+                    accelerator=accelerator,
+                    type=unit.type,
+                    accelerator_count=profile.count,
+                    units_per_replica=profile.count * unit.multiplicity,
+                    max_batch=max(1, one["maxBatch"]),
+                    max_rate_rps=1.0,
+                    needed_replicas=one["numReplicas"],
+                    replicas=one["numReplicas"],
+                    served_share=1.0,
+                    cost_per_replica_per_hour=one["cost"] / one["numReplicas"],
+                    value=one["value"],
+                    binding="",
+                    case=CASE,
+                )
+            )
+        priority = system.classes[server.service_class].priority
+        servers.append(ServerProblem(name, priority, tuple(made), None, 0, None, 1.0))
+    return Problem(tuple(servers), dict(system.capacity), None, OptimizerOptions(), 0.0)
+
+
+def test_the_older_optimizers_candidates_are_solved_as_it_did_and_better(reference_data: Path) -> None:
+    compared = 0
+    for folder in sorted(golden(reference_data).glob("full-*")):
+        output = json.loads((folder / "output.json").read_text())
+        recorded = from_candidates(read_system(folder / "input.json"), output["candidates"])
+        for name, mode in output["modes"].items():
+            asked = mode["optimizer"]
+            if asked["milpSolver"]:
+                continue
+            options = OptimizerOptions(
+                unlimited=asked["unlimited"],
+                saturation_policy=SaturationPolicy(asked["saturationPolicy"] or "None"),
+                delayed_best_effort=asked["delayedBestEffort"],
+            )
+            problem = replace(recorded, options=options)
+            solution = solved(replace(problem, capacity=None) if asked["unlimited"] else problem)
+            assert mode["distinctSolutions"] == 1
+            theirs = {n: (a["accelerator"], a["numReplicas"]) for n, a in mode["allocations"].items()}
+            assert allocations(solution) == theirs, f"{folder.name} {name}"
+            compared += 1
+        single = output["modes"]["limited-milp-single"]
+        if not single["error"]:
+            options = OptimizerOptions(saturation_policy=SaturationPolicy.NONE, maximize=Served.SERVERS)
+            outcome = MilpSolver(MilpSettings()).solve(replace(recorded, options=options), 60.0)
+            assert not outcome.shortfall
+            assert outcome.solution.cost_per_hour <= single["totalCost"] * (1 + RELATIVE)
+            compared += 1
+    assert compared >= 25
