@@ -182,13 +182,16 @@ def _row_json(row: "Row") -> dict[str, Any]:
 
 def _compare(job: _Job, as_json: bool) -> int:
     from rich.console import Console
+    from rich.progress import track
     from rich.table import Table
 
     from services.runtime import plugins
 
     there = {point.name for point in plugins.listed() if point.group == "stoker.solvers"}
     found = []
-    for name in (*(n for n in COMPARED if n in there), *sorted(there - set(COMPARED))):
+    names = (*(n for n in COMPARED if n in there), *sorted(there - set(COMPARED)))
+    screen = Console(stderr=True)
+    for name in track(names, "solving", console=screen, transient=True, disable=not screen.is_terminal):
         manifest = job.answer(name).manifest
         found.append(
             {

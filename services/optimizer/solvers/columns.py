@@ -1,6 +1,6 @@
 """A problem as arrays: one column for each candidate, the servers in the order of their names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from schemas.fleet import SaturationPolicy, Served
 from schemas.plan import ShadowPrice, SolveStatus
-from services.optimizer.limits import LimitKind, limits_of
+from services.optimizer.limits import Limit, LimitKind, limits_of
 from services.optimizer.problem import (
     SERVED_ROUNDING,
     Candidate,
     Choice,
     Problem,
+    ServerProblem,
     Solution,
     SolveOutcome,
     service_of,
@@ -106,9 +107,7 @@ def columns_of(problem: Problem) -> Columns:
         value=np.array([c.value for _, c in flat], dtype=np.float64),
         share=share,
         full=full,
-        units=np.array([[limit.use(s, c) for s, c in flat] for limit in limits], dtype=np.float64).reshape(
-            len(limits), len(flat)
-        ),
+        units=_units(limits, flat),
         most=np.array([limit.most for limit in limits], dtype=np.float64),
         cards=tuple((i, limit.name) for i, limit in enumerate(limits) if limit.kind is LimitKind.CARDS),
         starts=np.concatenate([[0], np.cumsum([len(s.candidates) for s in problem.servers])]).astype(
@@ -120,6 +119,20 @@ def columns_of(problem: Problem) -> Columns:
         best_effort=problem.options.saturation_policy is not SaturationPolicy.NONE,
         delayed=problem.options.delayed_best_effort,
     )
+
+
+def _units(limits: Sequence[Limit], flat: Sequence[tuple[ServerProblem, Candidate]]) -> Array:
+    """How much of each limit a replica of each column uses, shape (R, C)."""
+    units = np.zeros((len(limits), len(flat)))
+    types = np.array([c.type for _, c in flat])
+    cards = np.array([c.units_per_replica for _, c in flat], dtype=np.float64)
+    for row, limit in enumerate(limits):
+        if limit.kind is LimitKind.CARDS:
+            # Most limits are of this kind, and large fleets have many candidates.
+            units[row] = np.where(types == limit.name, cards, 0.0)
+        else:
+            units[row] = [limit.use(s, c) for s, c in flat]
+    return units
 
 
 def solution_of(problem: Problem, chosen: dict[int, int]) -> Solution:

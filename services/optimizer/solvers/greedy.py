@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.fleet import SaturationPolicy
 from schemas.plan import SolveStatus
-from services.optimizer.limits import limits_of
+from services.optimizer.limits import LimitKind, limits_of
 from services.optimizer.problem import (
     Candidate,
     Choice,
@@ -113,28 +113,28 @@ class _Left:
     """Of every limit, what is not given yet."""
 
     def __init__(self, problem: Problem) -> None:
-        self._limits = limits_of(problem)
-        self._rest = [limit.most for limit in self._limits]
-        self._uses: dict[tuple[str, str, int], list[tuple[int, float]]] = {}
+        limits = limits_of(problem)
+        self._rest = [limit.most for limit in limits]
+        cards = {limit.name: i for i, limit in enumerate(limits) if limit.kind is LimitKind.CARDS}
+        others = [(i, limit) for i, limit in enumerate(limits) if limit.kind is not LimitKind.CARDS]
+        # By identity: candidates live as long as their problem, and hashing all of their fields takes long.
+        self._uses: dict[int, list[tuple[int, float]]] = {}
         for server in problem.servers:
             for c in server.candidates:
-                uses = ((i, limit.use(server, c)) for i, limit in enumerate(self._limits))
-                self._uses[_key(c)] = [(i, use) for i, use in uses if use > 0]
+                uses = [(cards[c.type], float(c.units_per_replica))] if c.type in cards else []
+                uses += [(i, use) for i, limit in others if (use := limit.use(server, c)) > 0]
+                self._uses[id(c)] = uses
 
     def replicas(self, candidate: Candidate, most: int) -> int:
         """Replicas of a candidate that still fit, at most `most`."""
-        for i, use in self._uses[_key(candidate)]:
+        for i, use in self._uses[id(candidate)]:
             most = min(most, int(self._rest[i] // use))
         return max(most, 0)
 
     def take(self, candidate: Candidate, replicas: int) -> None:
         """Gives replicas away."""
-        for i, use in self._uses[_key(candidate)]:
+        for i, use in self._uses[id(candidate)]:
             self._rest[i] -= replicas * use
-
-
-def _key(candidate: Candidate) -> tuple[str, str, int]:
-    return (candidate.server, candidate.accelerator, candidate.max_batch)
 
 
 Given = dict[str, Choice]

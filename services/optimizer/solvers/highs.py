@@ -1,5 +1,6 @@
 """Mixed-integer and linear programs in arrays, solved by HiGHS directly. The only module that imports highspy."""
 
+import importlib.util
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from services.runtime.plugins import PluginRefused
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -183,6 +186,12 @@ def _solver(program: Program, seconds: float, relaxed: bool) -> Any:
         solver.setOptionValue("time_limit", max(seconds, 0.01))
     solver.passModel(lp)
     return solver
+
+
+def require_highs(solver: str) -> None:
+    """Raises PluginRefused where the library that a solver needs is not installed."""
+    if importlib.util.find_spec("highspy") is None:
+        raise PluginRefused(f"solver {solver!r} needs highspy: install stoker[optimizer], or choose greedy")
 
 
 def deadline(time_limit_s: float | None) -> float:

@@ -24,7 +24,7 @@ from services.optimizer.solvers.columns import (
 )
 from services.optimizer.solvers.formulation import formulate
 from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
-from services.optimizer.solvers.highs import Answer, Program, deadline, left, solve_integer
+from services.optimizer.solvers.highs import Answer, Program, deadline, left, require_highs, solve_integer
 from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, levels_of, optimise
 from services.optimizer.solvers.placement import NONE, Placement
 from services.optimizer.solvers.prices import Dual, Priced, best_prices
@@ -33,7 +33,7 @@ from services.optimizer.solvers.prices import Dual, Priced, best_prices
 # theirs; the rest is for the last bound.
 SERVE_SHARE, SEARCH_SHARE = 0.5, 0.8
 # Without a time limit, seconds for the small exact program; and the gap at which it ends.
-REPAIR_S, NEARBY_GAP = 10.0, 2e-4
+REPAIR_S, NEARBY_GAP = 10.0, 1e-3
 COLUMNS_TRIED = 4
 ROOM_FAILURES = 40
 # A share of a column from which it counts as chosen, and the weight of the value where prices alone tie.
@@ -62,6 +62,7 @@ class LagrangianSolver:
     )
 
     def __init__(self, settings: LagrangianSettings) -> None:
+        require_highs(self.name)
         self.settings = settings
 
     def solve(self, problem: Problem, time_limit_s: float | None) -> SolveOutcome:
@@ -365,6 +366,13 @@ class Certificate:
 
     def dual(self, near: Flags, end: float, known: Array | None = None) -> Dual:
         """The best prices and their bound; marks the columns that prices asked for."""
-        found = best_prices(self.problem, self._first, end, known)
+        start = None
+        if known is not None:
+            # Prices of cards, money and power are worth beginning with whatever the levels are.
+            shared = len(self.columns.most)
+            start = np.concatenate([known[:shared], np.zeros(len(self.problem.limit) - shared)])
+            if len(known) == len(start):
+                start = known
+        found = best_prices(self.problem, self._first, end, start)
         near[self.column[found.entered]] = True
         return found

@@ -26,6 +26,7 @@ from services.optimizer.solvers.highs import (
     Program,
     deadline,
     left,
+    require_highs,
     solve_integer,
     solve_relaxed,
 )
@@ -53,6 +54,7 @@ class MilpSolver:
     )
 
     def __init__(self, settings: MilpSettings) -> None:
+        require_highs(self.name)
         self.settings = settings
 
     def solve(self, problem: Problem, time_limit_s: float | None) -> SolveOutcome:
