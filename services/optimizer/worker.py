@@ -1,5 +1,7 @@
 """Heavy solvers in a process of their own, so that no search can starve the event loop of the service."""
 
+import os
+import threading
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -67,9 +69,24 @@ class Worker:
             from concurrent.futures import ProcessPoolExecutor
 
             # A fork would copy the locks of the service's threads.
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, context, initializer=_end_with_parent)
         waiting = self._pool.submit(_solve, name, problem, time_limit_s)
         return waiting.result(None if time_limit_s is None else time_limit_s + GRACE_S)
+
+
+def _end_with_parent() -> None:
+    """In the worker: end when the service does, however it ends; the pipe alone does not tell."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @dataclass(frozen=True)

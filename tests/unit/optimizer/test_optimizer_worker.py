@@ -2,8 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 from brute_force import problem_of
 
@@ -41,3 +45,32 @@ def test_a_process_that_died_is_replaced(worker: Worker) -> None:
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join(10)
     assert remote.solve(problem, 10.0).solution == expected.solution
+
+
+PARENT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from brute_force import problem_of
+from services.optimizer.solvers.milp import MilpSettings, MilpSolver
+from services.optimizer.worker import RemoteSolver, Worker
+
+if __name__ == "__main__":
+    worker = Worker()
+    RemoteSolver(MilpSolver(MilpSettings()), worker).solve(problem_of(1), 10.0)
+    print(*worker._pool._processes, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_it_does_not_outlive_a_service_that_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "parent.py"
+    program.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(program), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait(10)
+    parent.stdout.close()
+    child.wait(20)
