@@ -88,9 +88,10 @@ class _Job:
         self._system: LegacySystem | None = None
         self._messages: tuple[Any, ...] = ()
         if is_legacy(path):
-            self._system = read_system(path, assignments)
+            own = [a for a in assignments if _is_own_option(a)]
+            self._system = read_system(path, [a for a in assignments if a not in own])
             legacy = fleet_of(self._system, self._now_s)
-            fleet, self._messages = legacy.fleet, legacy.messages
+            fleet, self._messages = _changed(legacy.fleet, own), legacy.messages
         elif compat:
             raise ValueError(
                 f"{path}: --compat needs a system in the legacy form; this is a fleet of our own"
@@ -135,14 +136,28 @@ class _Job:
 
 
 def _own(path: Path, assignments: Sequence[str], now_s: float) -> "FleetDeclared":
-    from schemas.fleet import FleetDeclared
     from services.collector.fleet_files import read_fleet
+
+    return _changed(read_fleet([path], now_s), assignments)
+
+
+def _changed(fleet: "FleetDeclared", assignments: Sequence[str]) -> "FleetDeclared":
+    from schemas.fleet import FleetDeclared
     from services.optimizer.overrides import overridden
 
-    fleet = read_fleet([path], now_s)
     if not assignments:
         return fleet
     return FleetDeclared.model_validate(overridden(fleet.model_dump(mode="json"), assignments))
+
+
+def _is_own_option(assignment: str) -> bool:
+    """Whether it sets an option that only our own form has, which a legacy system can be solved with too."""
+    from schemas.fleet import OptimizerOptions
+    from services.optimizer.legacy import OPTIONAL
+
+    section, _, key = assignment.partition("=")[0].partition(".")
+    ours = {name.replace("_", "") for name in OptimizerOptions.model_fields}
+    return section.lower() == "optimizer" and key.lower().replace("_", "") in ours - OPTIONAL
 
 
 def _warn(warnings: Sequence[str]) -> None:

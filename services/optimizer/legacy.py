@@ -233,6 +233,8 @@ def _fleet(system: LegacySystem, now_s: float) -> FleetDeclared:
         ),
         capacity=tuple(DeclaredCapacity(type=name, count=n) for name, n in system.capacity.items()),
         optimizer=OptimizerOptions(
+            solver="milp" if options.milp else OptimizerOptions().solver,
+            heterogeneous=options.heterogeneous,
             unlimited=options.unlimited,
             saturation_policy=SaturationPolicy(options.saturation_policy),
             delayed_best_effort=options.delayed_best_effort,

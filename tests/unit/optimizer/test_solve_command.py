@@ -93,6 +93,18 @@ def test_what_if_changes_one_field(legacy: Path, own: Path) -> None:
     assert replicas(legacy, "--set", "servers[one].currentAlloc.load.arrivalRate=1200") > replicas(legacy)
 
 
+def test_a_legacy_system_is_solved_with_its_own_options_and_with_ours(legacy: Path) -> None:
+    def manifest(*options: str) -> Any:
+        return json.loads(solve(str(legacy), "--json", *options).stdout)["manifest"]
+
+    assert manifest()["solver"] == "auto"
+    assert manifest("--set", "optimizer.milpSolver=true")["solver"] == "milp"
+    cost = manifest()["cost_per_hour"]
+    poor = manifest("--set", f"optimizer.budget_per_hour={cost / 2}", "--set", "optimizer.maximize=servers")
+    assert poor["cost_per_hour"] <= cost / 2 + 1e-9
+    assert poor["classes"][0]["servers_served"] >= poor["classes"][1]["servers_served"]
+
+
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
