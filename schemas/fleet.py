@@ -56,6 +56,10 @@ class Accelerator(Contract):
     """Memory bandwidth of one unit."""
     power: Power | None = None
     """Power draw of one unit."""
+    region: Name | None = None
+    """Region or zone that it is in; quotas may name it."""
+    interruption_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the time that a replica on it is expected to be lost, for spot capacity."""
 
 
 class LawParameters(Contract):
@@ -78,6 +82,8 @@ class ModelProfile(Contract):
     """Units of the accelerator that one replica takes."""
     max_batch: Positive = 256
     """Most requests that a replica of this profile may serve at once."""
+    at_tokens: Positive | None = None
+    """Mean output tokens that `max_batch` is meant for; with another mean it is scaled inversely to it."""
     token_budget: Positive = 8192
     """Most tokens computed in one engine iteration."""
     kv_tokens: Positive | None = None
@@ -152,6 +158,8 @@ class Server(Contract):
     """Expected output tokens of a request before any is measured."""
     paused: bool = False
     """Whether Stoker only advises on this server."""
+    tenant: Name | None = None
+    """Who it belongs to; quotas may name it."""
 
 
 class DeclaredCapacity(Contract):
@@ -163,8 +171,26 @@ class DeclaredCapacity(Contract):
     """Cards of the type."""
 
 
+class Quota(Contract):
+    """The most cards that some servers may use together; what it does not name, it counts all of."""
+
+    name: Name
+    """Its name."""
+    cards: Count
+    """Most cards."""
+    tenant: Name | None = None
+    """Only servers of this tenant."""
+    region: Name | None = None
+    """Only accelerators in this region."""
+    type: Name | None = None
+    """Only cards of this type."""
+
+
 class SaturationPolicy(StrEnum):
-    """What the greedy solver does for servers that do not fit."""
+    """What is done for servers that do not fit: nothing, or best effort, for the greedy solver in this order.
+
+    Exact solvers give best effort so that the most demand is carried, whatever the order is called.
+    """
 
     NONE = "None"
     PRIORITY_EXHAUSTIVE = "PriorityExhaustive"
@@ -172,10 +198,24 @@ class SaturationPolicy(StrEnum):
     ROUND_ROBIN = "RoundRobin"
 
 
+class Served(StrEnum):
+    """What is maximised, class by class, of what is served within its objectives."""
+
+    DEMAND = "demand"
+    SERVERS = "servers"
+
+
+class BatchChoice(StrEnum):
+    """Which batch limits are candidates of a server whose owner pins none."""
+
+    PROFILE = "profile"
+    SEARCH = "search"
+
+
 class OptimizerOptions(Contract):
     """How the fleet is optimised."""
 
-    solver: Name = "greedy"
+    solver: Name = "auto"
     """Name of the solver plug-in."""
     unlimited: bool = False
     """Whether capacity is taken as without limit."""
@@ -187,6 +227,14 @@ class OptimizerOptions(Contract):
     """Longest time that a solver may take."""
     budget_per_hour: CostPerHour | None = None
     """Most that the whole fleet may cost."""
+    power_limit_w: Annotated[float, Field(ge=0)] | None = None
+    """Most that the whole fleet may draw, each replica counted at full utilisation."""
+    maximize: Served = Served.DEMAND
+    """What of a class counts when not everything fits: its requests per second, or its number of servers."""
+    heterogeneous: bool = False
+    """Whether a server may be served from several accelerators at once, by solvers that can."""
+    batch: BatchChoice = BatchChoice.PROFILE
+    """Batch limits that are candidates: that of the profile, or also the smallest that is nearly as good."""
 
 
 class FleetDeclared(Contract):
@@ -206,6 +254,8 @@ class FleetDeclared(Contract):
     """Every inference server."""
     capacity: tuple[DeclaredCapacity, ...] = ()
     """Cards by type; a type that is absent has none unless its capacity is observed."""
+    quotas: tuple[Quota, ...] = ()
+    """Limits on the cards that some servers use together."""
     optimizer: OptimizerOptions = OptimizerOptions()
     """Options of the optimizer."""
 
@@ -216,6 +266,7 @@ class FleetDeclared(Contract):
         classes = _unique("service_classes", (c.name for c in self.service_classes))
         _unique("servers", (s.name for s in self.servers))
         _unique("capacity", (c.type for c in self.capacity))
+        _unique("quotas", (q.name for q in self.quotas))
         for i, model in enumerate(self.models):
             where = f"models[{i}] ({model.name}).profiles"
             _unique(where, (p.accelerator for p in model.profiles))
@@ -226,6 +277,15 @@ class FleetDeclared(Contract):
             _unique(where, (o.model for o in service_class.objectives))
             for objective in service_class.objectives:
                 _exists(f"{where}.model", objective.model, models)
+        for i, quota in enumerate(self.quotas):
+            where = f"quotas[{i}] ({quota.name})"
+            for key, known in (
+                ("tenant", {s.tenant for s in self.servers if s.tenant}),
+                ("region", {a.region for a in self.accelerators if a.region}),
+                ("type", {a.type for a in self.accelerators}),
+            ):
+                if (named := getattr(quota, key)) is not None:
+                    _exists(f"{where}.{key}", named, known)
         for i, server in enumerate(self.servers):
             where = f"servers[{i}] ({server.name})"
             _exists(f"{where}.model", server.model, models)

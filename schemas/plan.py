@@ -154,6 +154,29 @@ class Shortfall(Contract):
     """Replicas that it lacks on the accelerator that it would have taken."""
     accelerator: Name
     """That accelerator."""
+    type: Name | None = None
+    """Its type of card."""
+    missing_cards: Count = 0
+    """Cards of that type that would cure it."""
+
+
+class ClassService(Contract):
+    """How far the servers of one priority are served within their objectives."""
+
+    priority: Annotated[int, Field(ge=1, le=100)]
+    """The priority, 1 is the most important."""
+    servers: Count
+    """Servers that were solved for."""
+    servers_served: Count
+    """Of these, served within every objective."""
+    demand_rps: Rate
+    """Requests per second of all of them."""
+    demand_served_rps: Rate
+    """Requests per second of those that are served within every objective."""
+    demand_carried_rps: Rate
+    """Requests per second that could be carried within objectives, best effort included."""
+    bound: Annotated[float, Field(ge=0)] | None = None
+    """No plan that does as well for more important classes serves more, servers or demand as was asked for."""
 
 
 class PlanIssued(Contract):
@@ -181,6 +204,8 @@ class PlanIssued(Contract):
     """By type, when the solver has them."""
     shortfall: tuple[Shortfall, ...] = ()
     """Who lacks what."""
+    classes: tuple[ClassService, ...] = ()
+    """How far each class is served, the most important first."""
     issued_at_s: UnixSeconds
     """When it was made."""
     expires_at_s: UnixSeconds

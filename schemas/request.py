@@ -4,10 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from schemas.base import Contract, Count, Name
+from schemas.base import Contract, CostPerHour, Count, Name, Positive, Share
 from schemas.forecast import ForecastIssued
 from schemas.parameters import ParametersEstimated
-from schemas.plan import PlanIssued, PlanProposed
+from schemas.plan import PlanIssued, PlanProposed, Prediction
+
+Override = Annotated[str, Field(min_length=3, max_length=1000)]
 
 
 class RequestRefused(Contract):
@@ -24,6 +26,8 @@ class SolveRequested(Contract):
     """Solver to use instead of the configured one."""
     servers: tuple[Name, ...] = ()
     """Servers to answer for; all when empty."""
+    overrides: tuple[Override, ...] = ()
+    """What-if: fields of the fleet as PATH=VALUE, for example servers[chat].min_replicas=2."""
 
 
 class SolveAnswered(Contract):
@@ -33,6 +37,51 @@ class SolveAnswered(Contract):
     """The whole."""
     plans: tuple[PlanProposed, ...]
     """Server by server."""
+
+
+class ExplainRequested(Contract):
+    """Why a server gets what it gets, now or what-if; nothing is published."""
+
+    server: Name
+    """The server."""
+    solver: Name | None = None
+    """Solver to use instead of the configured one."""
+    overrides: tuple[Override, ...] = ()
+    """What-if: fields of the fleet as PATH=VALUE, for example servers[chat].min_replicas=2."""
+
+
+class CandidateExplained(Contract):
+    """One way to serve the server, chosen or not."""
+
+    accelerator: Name
+    """The accelerator."""
+    max_batch: Positive
+    """Batch limit of each replica."""
+    replicas: Count
+    """Replicas that it would take."""
+    cards: Count
+    """Cards that these would use."""
+    cost_per_hour: CostPerHour
+    """Cost of them."""
+    value_per_hour: float
+    """Change of the cost from what the server has now, switching included; what solvers minimise."""
+    served_share: Share
+    """Share of the planned rate that they carry within the objectives."""
+    binding: Annotated[str, Field(max_length=100)] = ""
+    """The objective or limit that decides the replicas."""
+    predicted: Prediction | None = None
+    """Performance that the models predict."""
+
+
+class ExplainAnswered(Contract):
+    """The server's plan with its explanation, the whole it is part of, and every candidate, best first."""
+
+    plan: PlanProposed
+    """What it would get."""
+    manifest: PlanIssued
+    """The whole, with the shadow price of each type and who lacks what."""
+    candidates: tuple[CandidateExplained, ...] = ()
+    """Every way to serve it."""
 
 
 class ParametersRequested(Contract):

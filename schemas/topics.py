@@ -14,6 +14,8 @@ from schemas.forecast import ForecastIssued
 from schemas.parameters import CalibrationProposed, ParametersEstimated
 from schemas.plan import PlanIssued, PlanProposed
 from schemas.request import (
+    ExplainAnswered,
+    ExplainRequested,
     ForecastAnswered,
     ForecastRequested,
     ParametersAnswered,
@@ -265,6 +267,13 @@ TOPICS: tuple[Topic, ...] = (
 VERBS: tuple[Verb, ...] = (
     Verb(
         "optimizer", "solve", SolveRequested, SolveAnswered, "solve now from what is known, publish nothing"
+    ),
+    Verb(
+        "optimizer",
+        "explain",
+        ExplainRequested,
+        ExplainAnswered,
+        "why a server gets what it gets, or what if",
     ),
     Verb("tuner", "parameters", ParametersRequested, ParametersAnswered, "parameters in force"),
     Verb("predictor", "forecast", ForecastRequested, ForecastAnswered, "the newest forecast of a server"),

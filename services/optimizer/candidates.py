@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from schemas.fleet import FleetDeclared, ModelProfile, Server, objective_of
+from schemas.fleet import BatchChoice, FleetDeclared, ModelProfile, Server, objective_of
 from schemas.plan import Prediction, ServerStatus
 from services.optimizer.holdings import Catalogue, cost_per_hour, current_allocation, usable_cards
 from services.optimizer.load import Load, planned_load
@@ -17,7 +17,7 @@ from services.optimizer.problem import (
     transition_value,
 )
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.sizing import Latencies, Laws, Size, latencies, size
+from services.optimizer.sizing import Latencies, Laws, Size, latencies, size, smallest_batches
 from services.optimizer.state import State
 from services.perfmodel.queueing import QueueingModel
 
@@ -51,6 +51,25 @@ class Assembly:
     dropped: Mapping[str, tuple[str, ...]]
 
 
+@dataclass
+class Memory:
+    """What servers were answered with and on which inputs, so that those whose inputs stay are not asked again.
+
+    It holds nothing that could change an answer: without it the same candidates are only found more slowly.
+    """
+
+    _known: dict[str, "tuple[tuple[object, ...], _Outlook]"] = field(default_factory=dict)
+
+    def recall(self, server: str, inputs: tuple[object, ...]) -> "_Outlook | None":
+        """What a server was answered with on the same inputs."""
+        known = self._known.get(server)
+        return known[1] if known is not None and known[0] == inputs else None
+
+    def keep(self, known: "dict[str, tuple[tuple[object, ...], _Outlook]]") -> None:
+        """Replaces all that is remembered."""
+        self._known = known
+
+
 @dataclass(frozen=True)
 class _Option:
     server: Server
@@ -70,6 +89,7 @@ class _Outlook:
     candidates: list[Candidate]
     dropped: list[str]
     excluded: Excluded | None = None
+    inputs: tuple[object, ...] = ()
 
 
 def assemble(
@@ -79,16 +99,26 @@ def assemble(
     laws: Laws,
     settings: OptimizerSettings,
     now_s: float,
+    memory: Memory | None = None,
 ) -> Assembly:
-    """The problem of the whole fleet. What is wrong with one server excludes that server only."""
+    """The problem of the whole fleet. What is wrong with one server excludes that server only.
+
+    memory: of the assembly before; what did not change since is taken from it.
+    """
     catalogue = Catalogue(fleet)
+    memory = memory or Memory()
     outlooks = [
-        _outlook(state, fleet, catalogue, server, model, laws, settings, now_s) for server in fleet.servers
+        _outlook(state, fleet, catalogue, server, model, laws, settings, now_s, memory)
+        for server in fleet.servers
     ]
-    sizes = size([o.case for outlook in outlooks for o in outlook.options], model, laws)
-    for outlook in outlooks:
+    fresh = [o for o in outlooks if o.options and not o.candidates and o.excluded is None]
+    if fleet.optimizer.batch is BatchChoice.SEARCH:
+        _add_smaller_batches(fresh, model, laws)
+    sizes = size([o.case for outlook in fresh for o in outlook.options], model, laws)
+    for outlook in fresh:
         _add_candidates(outlook, catalogue, sizes)
-    _add_predictions(outlooks, model, laws)
+    _add_predictions(fresh, model, laws)
+    memory.keep({o.server.name: (o.inputs, o) for o in outlooks})
 
     holding = [o.server for o in outlooks if o.excluded]
     options = fleet.optimizer
@@ -103,6 +133,7 @@ def assemble(
                 min_replicas=o.server.min_replicas,
                 max_replicas=o.server.max_replicas,
                 rate_rps=o.load.inputs.rate_rps or 0.0,
+                tenant=o.server.tenant or "",
             )
             for o in outlooks
             if o.candidates
@@ -115,6 +146,8 @@ def assemble(
         else max(0.0, budget - cost_per_hour(state, catalogue, holding)),
         options=options,
         now_s=now_s,
+        power_limit_w=options.power_limit_w,
+        quotas=fleet.quotas,
     )
     return Assembly(
         problem,
@@ -124,9 +157,14 @@ def assemble(
     )
 
 
-def batch_limit(server: Server, profile: ModelProfile) -> int:
-    """The batch limit of a candidate: pinned by the owner, else the most that the profile allows."""
-    return server.max_batch or profile.max_batch
+def batch_limit(server: Server, profile: ModelProfile, output_tokens: float) -> int:
+    """The batch limit of a candidate: pinned by the owner, else the most that the profile allows.
+
+    A profile's limit may be meant for a number of output tokens; other lengths scale it inversely.
+    """
+    if server.max_batch or profile.at_tokens is None or output_tokens <= 0:
+        return server.max_batch or profile.max_batch
+    return max(1, int(profile.max_batch * profile.at_tokens // output_tokens))
 
 
 def predict(
@@ -165,10 +203,22 @@ def _outlook(
     laws: Laws,
     settings: OptimizerSettings,
     now_s: float,
+    memory: Memory,
 ) -> _Outlook:
     load = planned_load(state, fleet, server, settings, now_s)
     current = current_allocation(state, catalogue, server)
-    outlook = _Outlook(server, load, current, [], [], [])
+    inputs = (
+        (server, fleet.accelerators, catalogue.models[server.model], objective_of(fleet, server)),
+        (load.inputs.rate_rps, load.inputs.input_tokens, load.inputs.output_tokens, load.missing),
+        (load.raise_only, current, fleet.optimizer.batch, model.name),
+        [
+            state.parameters.get((server.model, p.accelerator))
+            for p in catalogue.models[server.model].profiles
+        ],
+    )
+    if known := memory.recall(server.name, inputs):
+        return replace(known, load=load)
+    outlook = _Outlook(server, load, current, [], [], [], inputs=inputs)
     if load.missing:
         outlook.excluded = Excluded(ServerStatus.NO_LOAD, load.missing)
         return outlook
@@ -195,7 +245,7 @@ def _outlook(
             input_tokens=load.inputs.input_tokens or 0.0,
             # An engine generates at least one token for every request that it answers.
             output_tokens=max(1.0, load.inputs.output_tokens or 0.0),
-            max_batch=batch_limit(server, profile),
+            max_batch=batch_limit(server, profile, load.inputs.output_tokens or 0.0),
             max_queue=server.max_queue,
             token_budget=profile.token_budget,
             kv_tokens=profile.kv_tokens,
@@ -239,6 +289,16 @@ def _parameters(
     return None, (), None
 
 
+def _add_smaller_batches(outlooks: Sequence[_Outlook], model: QueueingModel, laws: Laws) -> None:
+    """One more option where the owner pins no batch limit: the smallest that is nearly as good."""
+    free = [(o, option) for o in outlooks for option in o.options if not option.server.max_batch]
+    batches = smallest_batches([option.case for _, option in free], model, laws)
+    for outlook, option in free:
+        smaller = batches[option.case]
+        if 0 < smaller < option.case.max_batch:
+            outlook.options.append(replace(option, case=replace(option.case, max_batch=smaller)))
+
+
 def _add_candidates(outlook: _Outlook, catalogue: Catalogue, sizes: Mapping[ReplicaCase, Size]) -> None:
     for option in outlook.options:
         found = sizes[option.case]
@@ -261,7 +321,9 @@ def _candidate(option: _Option, outlook: _Outlook, catalogue: Catalogue, found: 
     server, profile, current = option.server, option.profile, outlook.current
     accelerator = catalogue.accelerators[profile.accelerator]
     rate = outlook.load.inputs.rate_rps or 0.0
-    needed = rate / found.max_rate_rps
+    # Replicas that come and go carry less than replicas that stay.
+    max_rate_rps = found.max_rate_rps * (1.0 - accelerator.interruption_share)
+    needed = rate / max_rate_rps
     floor = server.min_replicas
     if outlook.load.raise_only and current:
         floor = max(floor, current.replicas)
@@ -284,7 +346,7 @@ def _candidate(option: _Option, outlook: _Outlook, catalogue: Catalogue, found: 
         accelerator_count=profile.accelerator_count,
         units_per_replica=profile.accelerator_count * accelerator.multiplicity,
         max_batch=option.case.max_batch,
-        max_rate_rps=found.max_rate_rps,
+        max_rate_rps=max_rate_rps,
         needed_replicas=needed,
         replicas=replicas,
         served_share=served,
@@ -292,6 +354,9 @@ def _candidate(option: _Option, outlook: _Outlook, catalogue: Catalogue, found: 
         value=transition_value(accelerator.name, replicas * cost, current),
         binding=binding,
         case=option.case,
+        region=accelerator.region or "",
+        power_w=profile.accelerator_count * accelerator.power.full_w if accelerator.power else 0.0,
+        held=current,
         parameters_at_s=option.parameters_at_s,
     )
 

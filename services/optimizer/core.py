@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from schemas.fleet import FleetDeclared, Server
 from schemas.plan import Allocation, Inputs, PlanIssued, PlanProposed, Prediction, ServerStatus
-from services.optimizer.candidates import MOST_COST_PER_HOUR, Assembly, assemble, predict
+from services.optimizer.candidates import MOST_COST_PER_HOUR, Assembly, Memory, assemble, predict
 from services.optimizer.explain import explain, explain_unserved, shortened
-from services.optimizer.problem import Choice, ServerProblem, SolveOutcome
+from services.optimizer.problem import Candidate, Choice, ServerProblem, SolveOutcome
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.sizing import Laws
 from services.optimizer.solver import Solver
@@ -25,11 +25,13 @@ class Generation:
     plans: one for every server of the fleet, in its order.
     manifest: completes the generation; its solve_s is 0 until the caller, who has a clock, fills it.
     notes: what the generation could not honour, for the log.
+    candidates: every candidate by server, best first.
     """
 
     plans: tuple[PlanProposed, ...]
     manifest: PlanIssued
     notes: tuple[str, ...] = ()
+    candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,17 @@ def plan(
     laws: Laws,
     settings: OptimizerSettings,
     now_s: float,
+    memory: Memory | None = None,
 ) -> tuple[State, Generation]:
     """The next generation: every server has a plan with its own status, whatever is wrong with others.
 
+    memory: of the plan before, so that only what changed since is sized anew.
     Raises ValueError while no fleet is known.
     """
     fleet = state.fleet
     if fleet is None:
         raise ValueError("no fleet is declared yet: there is nothing to plan")
-    assembly = assemble(state, fleet, queueing_model, laws, settings, now_s)
+    assembly = assemble(state, fleet, queueing_model, laws, settings, now_s, memory)
     outcome = solver.solve(assembly.problem, fleet.optimizer.time_limit_s)
     predictions = _predictions(assembly, outcome, queueing_model, laws)
     unchanged = _unchanged(assembly, queueing_model, laws)
@@ -82,11 +86,17 @@ def plan(
         solve_s=0.0,
         shadow_prices=outcome.shadow_prices,
         shortfall=outcome.shortfall,
+        classes=outcome.classes,
         issued_at_s=frame.issued_at_s,
         expires_at_s=frame.expires_at_s,
     )
     state = replace(state, last_generation=frame.generation, last_plans={p.server: p for p in plans})
-    return state, Generation(plans, manifest, _notes(fleet, solver))
+    return state, Generation(
+        plans,
+        manifest,
+        _notes(fleet, solver),
+        {s.server: s.candidates for s in assembly.problem.servers},
+    )
 
 
 Predictions = Mapping[str, tuple[Prediction | None, Prediction | None]]
@@ -195,7 +205,9 @@ def _planned(
         needed_share=_needed_share(problem.rate_rps, choices),
         inputs=load.inputs.model_copy(update={"parameters_at_s": min(estimated, default=None)}),
         binding=binding,
-        explanation=explain(problem, choices, binding, allocations, problem.rate_rps, previous, dropped),
+        explanation=explain(
+            problem, choices, binding, allocations, problem.rate_rps, previous, dropped, outcome.shadow_prices
+        ),
         issued_at_s=frame.issued_at_s,
         expires_at_s=frame.expires_at_s,
     )

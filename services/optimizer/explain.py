@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from schemas.plan import Allocation, PlanProposed
-from services.optimizer.problem import Candidate, Choice, ServerProblem
+from schemas.plan import Allocation, PlanProposed, ShadowPrice
+from schemas.request import CandidateExplained
+from services.optimizer.problem import MOST_CARDS, Candidate, Choice, ServerProblem
 
 LONGEST = 4000
 
@@ -27,17 +28,36 @@ def explain(
     rate_rps: float,
     previous: PlanProposed | None,
     dropped: Sequence[str],
+    prices: Sequence[ShadowPrice] = (),
 ) -> str:
-    """What was chosen and what decides, the next-best candidate, what changed, and what was no candidate."""
+    """What was chosen and what decides, the next-best candidate, what its cards are worth to others, what
+    changed, and what was no candidate.
+    """
     given = ", ".join(f"{c.replicas} of {c.candidate.replicas} x {c.candidate.accelerator}" for c in choices)
     sentences = [
         f"{_described(allocations)} for {rate_rps:.4g} requests/s: {BINDING[binding]}.",
         f"It gets {given} replicas that it would take." if binding == "capacity" else "",
         _next_best(server, choices),
+        _worth(choices, prices),
         change(previous, allocations, rate_rps),
         f"Not considered: {'; '.join(dropped)}." if dropped else "",
     ]
     return shortened(" ".join(s for s in sentences if s))
+
+
+def explained(candidate: Candidate) -> CandidateExplained:
+    """A candidate as it is told over the bus."""
+    return CandidateExplained(
+        accelerator=candidate.accelerator,
+        max_batch=candidate.max_batch,
+        replicas=candidate.replicas,
+        cards=min(MOST_CARDS, candidate.replicas * candidate.units_per_replica),
+        cost_per_hour=candidate.cost_per_hour,
+        value_per_hour=candidate.value,
+        served_share=candidate.served_share,
+        binding=candidate.binding,
+        predicted=candidate.predicted,
+    )
 
 
 def explain_unserved(server: ServerProblem, dropped: Sequence[str]) -> str:
@@ -79,9 +99,16 @@ def _described(allocations: Sequence[Allocation]) -> str:
     return " and ".join(f"{a.replicas} x {a.accelerator} (batch {a.max_batch})" for a in allocations)
 
 
+def _worth(choices: Sequence[Choice], prices: Sequence[ShadowPrice]) -> str:
+    """What one more card of the types that it uses would be worth, where they are scarce."""
+    types = {c.candidate.type for c in choices}
+    scarce = [p for p in prices if p.type in types and p.cost_per_hour > 0]
+    return " ".join(f"One more {p.type} would be worth {p.cost_per_hour:.4g} per hour." for p in scarce)
+
+
 def _next_best(server: ServerProblem, choices: Sequence[Choice]) -> str:
-    taken = {c.candidate.accelerator for c in choices}
-    others: list[Candidate] = [c for c in server.candidates if c.accelerator not in taken]
+    taken = {(c.candidate.accelerator, c.candidate.max_batch) for c in choices}
+    others: list[Candidate] = [c for c in server.candidates if (c.accelerator, c.max_batch) not in taken]
     if not others:
         return "It has no other candidate."
     best = min(others, key=Candidate.rank)

@@ -1,15 +1,19 @@
 """The boundary of the optimizer: the problem that solvers see and the answer they give, as plain values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.base import Statistic
-from schemas.fleet import OptimizerOptions
-from schemas.plan import Prediction, ShadowPrice, Shortfall, SolveStatus
+from schemas.fleet import OptimizerOptions, Quota
+from schemas.plan import ClassService, Prediction, ShadowPrice, Shortfall, SolveStatus
 
 # Share of the cost before and after that moving to another accelerator is taken to cost.
 SWITCHING_SHARE = 0.1
+# Shares of a rate are sums of quotients; this far below 1 they are 1.
+SERVED_ROUNDING = 1e-9
+# The contracts' largest count.
+MOST_CARDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Candidate:
     served_share: share of the planned rate that `replicas` carry within the objectives, at most 1.
     value: the change of cost per hour from what the server has now, and the cost of switching.
     binding: the objective or limit that decides `replicas`.
+    region, power_w: where its accelerator is, and what one replica draws at most; empty and 0 when unknown.
+    held: what the server has now, which `value` is counted from.
     predicted, predicted_one_fewer: performance of `replicas`, and of one fewer, under the planned rate;
         None where there are no replicas or the performance model has no finite answer.
     parameters_at_s: when the parameters were estimated; None for declared ones.
@@ -75,6 +81,9 @@ class Candidate:
     value: float
     binding: str
     case: ReplicaCase
+    region: str = ""
+    power_w: float = 0.0
+    held: Held | None = None
     predicted: Prediction | None = None
     predicted_one_fewer: Prediction | None = None
     parameters_at_s: float | None = None
@@ -102,6 +111,7 @@ class ServerProblem:
     candidates: best first.
     current: what it is asked to have now; None when unknown or nothing.
     rate_rps: the rate planned for.
+    tenant: who it belongs to; empty when unknown.
     """
 
     server: str
@@ -111,6 +121,7 @@ class ServerProblem:
     min_replicas: int
     max_replicas: int | None
     rate_rps: float
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,9 @@ class Problem:
 
     capacity: cards by type that these servers may use together, a type that is absent has none;
         None is without limit.
-    budget_per_hour: the most that these servers may cost together; None is without limit.
+    budget_per_hour, power_limit_w: the most that these servers may cost, and draw, together; None is without
+        limit.
+    quotas: limits on the cards of some of them.
     """
 
     servers: tuple[ServerProblem, ...]
@@ -127,6 +140,8 @@ class Problem:
     budget_per_hour: float | None
     options: OptimizerOptions
     now_s: float
+    power_limit_w: float | None = None
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,8 +183,10 @@ class Solution:
 
     @property
     def value(self) -> float:
-        """Value of every choice."""
-        return math.fsum(c.value for choices in self.choices.values() for c in choices)
+        """Value of every choice, of a mix with what is kept of the current allocation."""
+        return math.fsum(
+            choices[0].value if len(choices) == 1 else mix_value(choices) for choices in self.choices.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -180,6 +197,7 @@ class SolveOutcome:
     bound: no solution that serves the same servers as fully has a lower objective; None when not proven.
     shortfall: servers that get less than they need.
     shadow_prices: fall of the objective per card and hour, by type, where the solver has them.
+    classes: how far each class is served, with the solver's bounds where it has them.
     """
 
     status: SolveStatus
@@ -188,6 +206,7 @@ class SolveOutcome:
     bound: float | None = None
     shortfall: tuple[Shortfall, ...] = ()
     shadow_prices: tuple[ShadowPrice, ...] = ()
+    classes: tuple[ClassService, ...] = ()
 
     @property
     def gap_share(self) -> float | None:
@@ -209,21 +228,75 @@ def transition_value(accelerator: str, cost_per_hour: float, current: Held | Non
     return SWITCHING_SHARE * (cost_per_hour + before) + change
 
 
+def mix_value(choices: Sequence[Choice]) -> float:
+    """Value of one server's replicas on several accelerators, `transition_value` part by part.
+
+    What stays on the current accelerator costs no switching; the rest does, and so does leaving it wholly.
+    """
+    held = choices[0].candidate.held
+    before = held.cost_per_hour if held else 0.0
+    value = -before
+    kept = False
+    for choice in choices:
+        stays = held is not None and choice.candidate.accelerator == held.accelerator
+        kept |= stays
+        value += choice.cost_per_hour * (1.0 if stays else 1.0 + SWITCHING_SHARE)
+    return value if kept or held is None else value + SWITCHING_SHARE * before
+
+
+def carried_share(choices: Sequence[Choice]) -> float:
+    """Share of its planned rate that a server's choices carry within the objectives, at most 1."""
+    carried = math.fsum(
+        c.replicas / c.candidate.replicas * c.candidate.served_share
+        if len(choices) == 1
+        else c.replicas / c.candidate.needed_replicas
+        for c in choices
+        if c.candidate.replicas
+    )
+    idle = any(not c.candidate.replicas or not c.candidate.needed_replicas for c in choices)
+    return 1.0 if carried >= 1.0 - SERVED_ROUNDING or (idle and not carried) else carried
+
+
+def service_of(problem: Problem, solution: Solution) -> tuple[ClassService, ...]:
+    """How far a solution serves each class, the most important first."""
+    shares = {s.server: carried_share(solution.choices.get(s.server, ())) for s in problem.servers}
+    found = []
+    for priority in sorted({s.priority for s in problem.servers}):
+        members = [s for s in problem.servers if s.priority == priority]
+        served = [s for s in members if shares[s.server] >= 1.0 and s.server in solution.choices]
+        found.append(
+            ClassService(
+                priority=priority,
+                servers=len(members),
+                servers_served=len(served),
+                demand_rps=math.fsum(s.rate_rps for s in members),
+                demand_served_rps=math.fsum(s.rate_rps for s in served),
+                demand_carried_rps=math.fsum(s.rate_rps * shares[s.server] for s in members),
+            )
+        )
+    return tuple(found)
+
+
 def shortfall_of(problem: Problem, solution: Solution) -> tuple[Shortfall, ...]:
     """Servers whose choices carry less than the planned rate, and what they lack where they would run."""
     short = []
     for server in problem.servers:
         choices = solution.choices.get(server.server, ())
-        served = math.fsum(
-            c.replicas / c.candidate.replicas * c.candidate.served_share if c.candidate.replicas else 1.0
-            for c in choices
-        )
-        if served >= 1.0 - 1e-9:
+        if choices and carried_share(choices) >= 1.0:
             continue
         wanted = choices[0].candidate if choices else server.candidates[0]
-        given = sum(c.replicas for c in choices if c.candidate is wanted)
-        missing = max(wanted.replicas, math.ceil(wanted.needed_replicas - 1e-9)) - given
+        missing = max(
+            1,
+            max(wanted.replicas, math.ceil(wanted.needed_replicas - SERVED_ROUNDING))
+            - sum(c.replicas for c in choices),
+        )
         short.append(
-            Shortfall(server=server.server, missing_replicas=missing, accelerator=wanted.accelerator)
+            Shortfall(
+                server=server.server,
+                missing_replicas=missing,
+                accelerator=wanted.accelerator,
+                type=wanted.type,
+                missing_cards=min(MOST_CARDS, missing * wanted.units_per_replica),
+            )
         )
     return tuple(short)

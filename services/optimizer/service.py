@@ -5,12 +5,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from schemas.fleet import FleetDeclared
 from schemas.plan import PlanIssued
-from schemas.request import SolveAnswered, SolveRequested
+from schemas.request import ExplainAnswered, ExplainRequested, SolveAnswered, SolveRequested
+from services.optimizer.candidates import Memory
 from services.optimizer.core import Generation, State, observe, plan
+from services.optimizer.explain import explained
+from services.optimizer.overrides import overridden
 from services.optimizer.settings import Settings
 from services.optimizer.solver import Solver
 from services.optimizer.trigger import Trigger
+from services.optimizer.worker import RemoteSolver, Worker
 from services.perfmodel.law import IterationLaw
 from services.perfmodel.queueing import QueueingModel
 from services.perfmodel.queueing_models.chains import warm_up
@@ -36,6 +41,8 @@ class OptimizerService(Service):
             if point.group == "stoker.laws"
         }
         self._solvers: dict[str, Solver] = {}
+        self._worker = Worker()
+        self._memory = Memory()
         if self._settings.solver is not None:
             self._solver(self._settings.solver)
         warm_up()
@@ -64,7 +71,10 @@ class OptimizerService(Service):
         return {"plan": self._plan_when_due}
 
     def verbs(self) -> Mapping[str, VerbHandler]:
-        return {"solve": self._answer_solve}
+        return {"solve": self._answer_solve, "explain": self._answer_explain}
+
+    async def close(self) -> None:
+        self._worker.close()
 
     def trouble(self) -> Sequence[str]:
         if self._state.fleet is None:
@@ -147,12 +157,18 @@ class OptimizerService(Service):
         expired = event.expires_at_s is not None and event.expires_at_s < now_s
         return event.payload.generation if isinstance(event.payload, PlanIssued) and not expired else -1
 
-    async def _planned(self, solver: Solver) -> tuple[State, Generation]:
-        """One generation from what is known now, made in a thread so that messages are still taken."""
+    async def _planned(self, solver: Solver, overrides: Sequence[str] = ()) -> tuple[State, Generation]:
+        """One generation from what is known now, made in a thread so that messages are still taken.
+
+        overrides: what-if fields of the fleet; raises ValueError for those that cannot be made.
+        """
         began = time.perf_counter()
         now_s = self.host.clock.now_s()
+        known, memory = self._state, self._memory
+        if overrides:
+            known, memory = replace(known, fleet=_what_if(known, overrides)), Memory()
         state, generation = await asyncio.to_thread(
-            plan, self._state, solver, self._model, self._laws, self._settings, now_s
+            plan, known, solver, self._model, self._laws, self._settings, now_s, memory
         )
         seconds = time.perf_counter() - began
         self.host.metrics.stage.labels(self.name, "plan").observe(seconds)
@@ -160,17 +176,32 @@ class OptimizerService(Service):
         return state, replace(generation, manifest=manifest)
 
     async def _answer_solve(self, request: SolveRequested) -> SolveAnswered:
+        generation = await self._answered(request.solver, request.overrides, request.servers)
+        plans = tuple(p for p in generation.plans if not request.servers or p.server in request.servers)
+        return SolveAnswered(manifest=generation.manifest, plans=plans)
+
+    async def _answer_explain(self, request: ExplainRequested) -> ExplainAnswered:
+        generation = await self._answered(request.solver, request.overrides, (request.server,))
+        (planned,) = (p for p in generation.plans if p.server == request.server)
+        return ExplainAnswered(
+            plan=planned,
+            manifest=generation.manifest,
+            candidates=tuple(explained(c) for c in generation.candidates.get(request.server, ())),
+        )
+
+    async def _answered(
+        self, solver: str | None, overrides: Sequence[str], servers: Sequence[str]
+    ) -> Generation:
         if self._state.fleet is None:
             raise ValueError("no fleet is declared yet")
-        solver = self._solver(request.solver) if request.solver else self._solver_in_force()
+        chosen = self._solver(solver) if solver else self._solver_in_force()
         known = {server.name for server in self._state.fleet.servers}
-        if unknown := sorted(set(request.servers) - known):
+        if unknown := sorted(set(servers) - known):
             raise ValueError(
                 f"servers: {', '.join(unknown)} not declared; declared: {', '.join(sorted(known))}"
             )
-        _, generation = await self._planned(solver)
-        plans = tuple(p for p in generation.plans if not request.servers or p.server in request.servers)
-        return SolveAnswered(manifest=generation.manifest, plans=plans)
+        _, generation = await self._planned(chosen, overrides)
+        return generation
 
     def _solver_in_force(self) -> Solver:
         assert self._state.fleet is not None
@@ -178,5 +209,12 @@ class OptimizerService(Service):
 
     def _solver(self, name: str) -> Solver:
         if name not in self._solvers:
-            self._solvers[name] = plugins.build("stoker.solvers", name)
+            built: Solver = plugins.build("stoker.solvers", name)
+            heavy = built.capabilities.heavy
+            self._solvers[name] = RemoteSolver(built, self._worker) if heavy else built
         return self._solvers[name]
+
+
+def _what_if(state: State, overrides: Sequence[str]) -> FleetDeclared:
+    assert state.fleet is not None
+    return FleetDeclared.model_validate(overridden(state.fleet.model_dump(mode="json"), overrides))

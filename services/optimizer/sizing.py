@@ -44,23 +44,19 @@ class Size:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Times in seconds: TTFT and ITL in the case's statistic, mean wait."""
+    """Times in seconds, TTFT and ITL in the case's statistic, mean wait; requests per second that are served."""
 
     ttft_s: float
     itl_s: float
     wait_s: float
+    throughput_rps: float
 
 
 def size(cases: Collection[ReplicaCase], model: QueueingModel, laws: Laws) -> dict[ReplicaCase, Size]:
     """The size of every case. A case that the model refuses is answered with its reason, alone."""
 
     def ask(block: Sequence[ReplicaCase]) -> list[Size]:
-        targets = Targets(
-            ttft_s=_column([c.ttft_s for c in block]),
-            itl_s=_column([c.itl_s for c in block]),
-            tps=_column([c.tokens_per_s for c in block]),
-        )
-        answer = model.max_rate(_servers(block, laws), targets, Statistic(block[0].statistic.value))
+        answer = model.max_rate(_servers(block, laws), _targets(block), _statistic(block))
         return [
             Size(float(rate), BINDING[Binding(code)])
             if feasible and 0 < rate < math.inf
@@ -77,6 +73,23 @@ def size(cases: Collection[ReplicaCase], model: QueueingModel, laws: Laws) -> di
     return sizes
 
 
+def smallest_batches(
+    cases: Collection[ReplicaCase], model: QueueingModel, laws: Laws
+) -> dict[ReplicaCase, int]:
+    """The smallest batch limit of every case that is nearly as good as the best; 0 where none will do."""
+
+    def ask(block: Sequence[ReplicaCase]) -> list[int]:
+        found: list[int] = model.concurrency(
+            _servers(block, laws), _targets(block), _statistic(block)
+        ).tolist()
+        return found
+
+    batches: dict[ReplicaCase, int] = {}
+    for block in _blocks(list(dict.fromkeys(cases)), lambda case: case):
+        batches.update(zip(block, _isolated(block, ask, lambda error: 0), strict=True))
+    return batches
+
+
 Question = tuple[ReplicaCase, float]
 """A case and the rate of one replica, in requests per second."""
 
@@ -90,7 +103,12 @@ def latencies(
         cases, rates = [case for case, _ in block], np.array([rate for _, rate in block])
         metrics = model.analyze(_servers(cases, laws), rates)
         statistic = cases[0].statistic.value
-        columns = (_values(metrics.ttft_s, statistic), _values(metrics.itl_s, statistic), metrics.wait_s.mean)
+        columns = (
+            _values(metrics.ttft_s, statistic),
+            _values(metrics.itl_s, statistic),
+            metrics.wait_s.mean,
+            metrics.throughput_rps,
+        )
         return [
             Latencies(*row) if all(math.isfinite(value) for value in row) else None
             for row in np.stack(columns, axis=-1).tolist()
@@ -100,6 +118,18 @@ def latencies(
     for block in _blocks(list(dict.fromkeys(questions)), lambda question: question[0]):
         answers.update(zip(block, _isolated(block, ask, lambda error: None), strict=True))
     return answers
+
+
+def _targets(cases: Sequence[ReplicaCase]) -> Targets:
+    return Targets(
+        ttft_s=_column([c.ttft_s for c in cases]),
+        itl_s=_column([c.itl_s for c in cases]),
+        tps=_column([c.tokens_per_s for c in cases]),
+    )
+
+
+def _statistic(cases: Sequence[ReplicaCase]) -> Statistic:
+    return Statistic(cases[0].statistic.value)
 
 
 def _servers(cases: Sequence[ReplicaCase], laws: Laws) -> ServerModel:

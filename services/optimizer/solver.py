@@ -12,11 +12,12 @@ from services.optimizer.problem import Problem, SolveOutcome
 class Capabilities:
     """What a solver can do, declared.
 
-    capacity, budget: whether it keeps these limits.
+    capacity, budget: whether it keeps these limits; budget stands for power and quotas too.
     exact: whether it ends with the best solution when time allows.
     partial: whether it gives a server fewer replicas than it needs when no more fit.
     mixes: whether it serves one server from several accelerators at once.
     bound, shadow_prices: whether outcomes carry them.
+    heavy: whether it may take long, so that it must not share a process with an event loop.
     """
 
     capacity: bool = True
@@ -26,6 +27,7 @@ class Capabilities:
     mixes: bool = False
     bound: bool = False
     shadow_prices: bool = False
+    heavy: bool = False
 
 
 class Solver(Protocol):

@@ -23,7 +23,9 @@ def test_every_room_is_under_the_rules() -> None:
 def test_a_service_imports_in_under_a_second_and_without_the_heavy_libraries() -> None:
     heavy = (
         "cvxpy",
+        "highspy",
         "numba",
+        "scipy.sparse",
         "statsmodels",
         "filterpy",
         "pandas",

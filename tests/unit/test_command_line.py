@@ -12,6 +12,7 @@ from services.cli import SERVICES, app
 COMMANDS = (
     ["up"],
     ["run"],
+    ["solve"],
     ["plugins"],
     ["doctor"],
     ["schema", "export"],

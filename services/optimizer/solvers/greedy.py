@@ -3,14 +3,16 @@
 import heapq
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from schemas.fleet import SaturationPolicy
 from schemas.plan import SolveStatus
+from services.optimizer.limits import LimitKind, limits_of
 from services.optimizer.problem import (
     Candidate,
     Choice,
@@ -18,18 +20,19 @@ from services.optimizer.problem import (
     ServerProblem,
     Solution,
     SolveOutcome,
+    service_of,
     shortfall_of,
 )
 from services.optimizer.solver import Capabilities
 
-# Sums of costs carry rounding; a budget is kept up to this share of itself.
-BUDGET_ROUNDING = 1e-9
-
 
 class GreedySettings(BaseModel):
-    """Nothing can be set; the fleet's options hold the saturation policy and when best effort comes."""
+    """How it orders; the fleet's options hold the saturation policy and when best effort comes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    single_precision: bool = False
+    """Whether regrets are rounded to single precision, so that they tie where they tie in the reference."""
 
 
 class GreedySolver:
@@ -50,12 +53,13 @@ class GreedySolver:
 
     def solve(self, problem: Problem, time_limit_s: float | None) -> SolveOutcome:
         """One pass in O(n log n) for n candidates, far within any time limit that the fleet may set."""
-        left = _Left(
-            dict(problem.capacity) if problem.capacity is not None else None, problem.budget_per_hour
-        )
+        left = _Left(problem)
         given: dict[str, Choice] = {}
         best_effort = BEST_EFFORT[problem.options.saturation_policy]
-        entries = [_Entry(s, tuple(sorted(s.candidates, key=lambda c: c.rank()))) for s in problem.servers]
+        rounded = np.float32 if self.settings.single_precision else float
+        entries = [
+            _Entry(s, tuple(sorted(s.candidates, key=lambda c: c.rank())), rounded) for s in problem.servers
+        ]
         entries.sort(key=_Entry.order)
         if problem.options.delayed_best_effort:
             best_effort(_allocate(entries, left, given), left, given)
@@ -73,13 +77,21 @@ class GreedySolver:
             status = SolveStatus.OPTIMAL
         else:
             status = SolveStatus.FEASIBLE
-        return SolveOutcome(status, solution, objective, None if short else unbounded, short)
+        return SolveOutcome(
+            status,
+            solution,
+            objective,
+            None if short else unbounded,
+            short,
+            classes=service_of(problem, solution),
+        )
 
 
 @dataclass(frozen=True)
 class _Entry:
     server: ServerProblem
     candidates: tuple[Candidate, ...]
+    rounded: Callable[[float], Any]
     position: int = 0
 
     @property
@@ -94,29 +106,35 @@ class _Entry:
         # Falling to a candidate that serves less is as bad as having no other.
         if not following or following[0].served_share < self.candidate.served_share:
             return math.inf
-        return following[0].value - self.candidate.value
+        return float(self.rounded(following[0].value) - self.rounded(self.candidate.value))
 
 
 class _Left:
-    """Cards and money that are not given yet."""
+    """Of every limit, what is not given yet."""
 
-    def __init__(self, cards: dict[str, int] | None, budget_per_hour: float | None) -> None:
-        self._cards = cards
-        self._money = math.inf if budget_per_hour is None else budget_per_hour * (1.0 + BUDGET_ROUNDING)
+    def __init__(self, problem: Problem) -> None:
+        limits = limits_of(problem)
+        self._rest = [limit.most for limit in limits]
+        cards = {limit.name: i for i, limit in enumerate(limits) if limit.kind is LimitKind.CARDS}
+        others = [(i, limit) for i, limit in enumerate(limits) if limit.kind is not LimitKind.CARDS]
+        # By identity: candidates live as long as their problem, and hashing all of their fields takes long.
+        self._uses: dict[int, list[tuple[int, float]]] = {}
+        for server in problem.servers:
+            for c in server.candidates:
+                uses = [(cards[c.type], float(c.units_per_replica))] if c.type in cards else []
+                uses += [(i, use) for i, limit in others if (use := limit.use(server, c)) > 0]
+                self._uses[id(c)] = uses
 
     def replicas(self, candidate: Candidate, most: int) -> int:
         """Replicas of a candidate that still fit, at most `most`."""
-        if self._cards is not None:
-            most = min(most, self._cards.get(candidate.type, 0) // candidate.units_per_replica)
-        if candidate.cost_per_replica_per_hour > 0:
-            most = int(min(most, self._money // candidate.cost_per_replica_per_hour))
+        for i, use in self._uses[id(candidate)]:
+            most = min(most, int(self._rest[i] // use))
         return max(most, 0)
 
     def take(self, candidate: Candidate, replicas: int) -> None:
         """Gives replicas away."""
-        if self._cards is not None and replicas:
-            self._cards[candidate.type] -= replicas * candidate.units_per_replica
-        self._money -= replicas * candidate.cost_per_replica_per_hour
+        for i, use in self._uses[id(candidate)]:
+            self._rest[i] -= replicas * use
 
 
 Given = dict[str, Choice]
@@ -139,7 +157,7 @@ def _allocate(entries: list[_Entry], left: _Left, given: Given) -> list[_Entry]:
             left.take(candidate, candidate.replicas)
             given[entry.server.server] = Choice(candidate, candidate.replicas)
         elif entry.position + 1 < len(entry.candidates):
-            following = _Entry(entry.server, entry.candidates, entry.position + 1)
+            following = replace(entry, position=entry.position + 1)
             heapq.heappush(heap, (following.order(), following))
         else:
             unallocated.append(entry)

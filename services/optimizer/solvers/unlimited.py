@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from schemas.plan import SolveStatus
-from services.optimizer.problem import Choice, Problem, Solution, SolveOutcome, shortfall_of
+from services.optimizer.problem import Choice, Problem, Solution, SolveOutcome, service_of, shortfall_of
 from services.optimizer.solver import Capabilities
 
 
@@ -38,4 +38,5 @@ class UnlimitedSolver:
             objective=solution.value,
             bound=solution.value,
             shortfall=shortfall_of(problem, solution),
+            classes=service_of(problem, solution),
         )

@@ -7,7 +7,7 @@ and reads a TPS target as 0.9 of the largest rate; the batch limit comes from at
 the token lengths beyond the means do not enter.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,7 +37,7 @@ from services.perfmodel.queueing import (
 )
 from services.perfmodel.queueing_models.chain import Chain, Found
 from services.perfmodel.queueing_models.tables import Tables
-from services.perfmodel.root_finding import Rows, largest_below
+from services.perfmodel.root_finding import Rows
 
 LOWEST_SHARE = 0.001
 HIGHEST_SHARE = 0.999
@@ -45,6 +45,7 @@ TPS_SHARE = 0.9
 # Relative difference of two times the reference, which computes in single precision, takes for equal.
 SAME = 1e-6
 PROBES = 6
+HALVINGS = 100
 MS_PER_S = 1000.0
 FIGURES = 7
 
@@ -236,16 +237,35 @@ class Reference:
         )
         rate = np.where(same_lowest, lowest, highest)
         if inside.size:
-            rate[inside] = largest_below(
+            rate[inside] = _halved(
                 lambda point, active: (
-                    sign[inside[active]] * (time_at(point, inside[active]) - target[inside[active]])
+                    sign[inside[active]] * (time_at(point, inside[active]) / target[inside[active]] - 1.0)
                 ),
                 lowest[inside],
                 highest[inside],
-                (sign * (at_lowest - target))[inside],
-                (sign * (at_highest - target))[inside],
             )
         return rate, met
+
+
+def _halved(excess: Callable[[Array, Rows], Array], low: Array, high: Array) -> Array:
+    """Where an excess rises through zero between two rates, shape (R,), as the reference looks for it.
+
+    It halves the interval, in single precision of requests per millisecond, until the excess, a share of the
+    target, is `SAME` of zero: on a flat curve that is visibly not the root.
+    """
+    lower, upper = _single(low / MS_PER_S), _single(high / MS_PER_S)
+    middle = (lower + upper) * np.float32(0.5)
+    active = np.arange(middle.size)
+    for _ in range(HALVINGS):
+        found = excess(middle[active].astype(float) * MS_PER_S, active)
+        above = found > 0
+        upper[active[above]] = middle[active[above]]
+        lower[active[~above]] = middle[active[~above]]
+        active = active[np.abs(found) > SAME]
+        if not active.size:
+            break
+        middle[active] = (lower[active] + upper[active]) * np.float32(0.5)
+    return middle.astype(float) * MS_PER_S
 
 
 def _with_mean_lengths(server: ServerModel) -> ServerModel:

@@ -1,0 +1,207 @@
+"""A problem as arrays: one column for each candidate, the servers in the order of their names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.fleet import SaturationPolicy, Served
+from schemas.plan import ShadowPrice, SolveStatus
+from services.optimizer.limits import Limit, LimitKind, limits_of
+from services.optimizer.problem import (
+    SERVED_ROUNDING,
+    Candidate,
+    Choice,
+    Problem,
+    ServerProblem,
+    Solution,
+    SolveOutcome,
+    service_of,
+    shortfall_of,
+)
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """S servers with C columns, one for each candidate, those of a server side by side and best first.
+
+    server, replicas, value, share: shape (C,); server is a position, share the part of the rate carried.
+    full: shape (C,), whether all of the rate is carried, so that the server is served.
+    units: shape (R, C), how much of each of R limits one replica uses.
+    most: shape (R,), the limits. cards: the type of card by the row of a limit on cards.
+    starts: shape (S + 1,), the first column of each server, and C.
+    priority, rate: shape (S,). weight: shape (S,), what a served server counts.
+    best_effort: whether a server may get fewer replicas than a column has, at least one.
+    delayed: whether best effort comes after the full service of every class.
+    """
+
+    server: Ints
+    replicas: Ints
+    value: Array
+    share: Array
+    full: Flags
+    units: Array
+    most: Array
+    cards: tuple[tuple[int, str], ...]
+    starts: Ints
+    priority: Ints
+    rate: Array
+    weight: Array
+    best_effort: bool
+    delayed: bool
+
+    @property
+    def use(self) -> Array:
+        """Use of every limit by all replicas of every column, shape (R, C)."""
+        return self.units * self.replicas
+
+    def only(self, kept: Flags) -> "Columns":
+        """The same servers with some of the columns, of shape (C,); every server keeps its own place."""
+        return replace(
+            self,
+            server=self.server[kept],
+            replicas=self.replicas[kept],
+            value=self.value[kept],
+            share=self.share[kept],
+            full=self.full[kept],
+            units=self.units[:, kept],
+            starts=np.searchsorted(self.server[kept], np.arange(self.servers + 1)),
+        )
+
+    @property
+    def servers(self) -> int:
+        """The number of servers."""
+        return len(self.starts) - 1
+
+
+def ordered(problem: Problem) -> Problem:
+    """The same problem with servers by name and candidates best first, so that no order of input matters."""
+    servers = sorted(problem.servers, key=lambda s: s.server)
+    return replace(
+        problem,
+        servers=tuple(
+            replace(s, candidates=tuple(sorted(s.candidates, key=Candidate.rank))) for s in servers
+        ),
+    )
+
+
+def columns_of(problem: Problem) -> Columns:
+    """The columns of an ordered problem."""
+    flat = [(s, c) for s in problem.servers for c in s.candidates]
+    limits = limits_of(problem)
+    share = np.array([c.served_share if c.replicas else 1.0 for _, c in flat])
+    full = share >= 1.0 - SERVED_ROUNDING
+    rate = np.array([s.rate_rps for s in problem.servers])
+    weight = np.ones_like(rate)
+    if problem.options.maximize is Served.DEMAND:
+        # A server without load still counts, less than any load could.
+        weight = np.where(rate > 0, rate, 1e-3 * min(rate[rate > 0], default=1.0))
+    return Columns(
+        server=np.repeat(np.arange(len(problem.servers)), [len(s.candidates) for s in problem.servers]),
+        replicas=np.array([c.replicas for _, c in flat], dtype=np.int64),
+        value=np.array([c.value for _, c in flat], dtype=np.float64),
+        share=share,
+        full=full,
+        units=_units(limits, flat),
+        most=np.array([limit.most for limit in limits], dtype=np.float64),
+        cards=tuple((i, limit.name) for i, limit in enumerate(limits) if limit.kind is LimitKind.CARDS),
+        starts=np.concatenate([[0], np.cumsum([len(s.candidates) for s in problem.servers])]).astype(
+            np.int64
+        ),
+        priority=np.array([s.priority for s in problem.servers], dtype=np.int64),
+        rate=rate,
+        weight=weight,
+        best_effort=problem.options.saturation_policy is not SaturationPolicy.NONE,
+        delayed=problem.options.delayed_best_effort,
+    )
+
+
+def _units(limits: Sequence[Limit], flat: Sequence[tuple[ServerProblem, Candidate]]) -> Array:
+    """How much of each limit a replica of each column uses, shape (R, C)."""
+    units = np.zeros((len(limits), len(flat)))
+    types = np.array([c.type for _, c in flat])
+    cards = np.array([c.units_per_replica for _, c in flat], dtype=np.float64)
+    for row, limit in enumerate(limits):
+        if limit.kind is LimitKind.CARDS:
+            # Most limits are of this kind, and large fleets have many candidates.
+            units[row] = np.where(types == limit.name, cards, 0.0)
+        else:
+            units[row] = [limit.use(s, c) for s, c in flat]
+    return units
+
+
+def solution_of(problem: Problem, chosen: dict[int, int]) -> Solution:
+    """The solution that gives replicas to columns of an ordered problem, by position of the column."""
+    flat = [c for s in problem.servers for c in s.candidates]
+    choices: dict[str, list[Choice]] = {}
+    for column, replicas in sorted(chosen.items()):
+        choices.setdefault(flat[column].server, []).append(Choice(flat[column], replicas))
+    return Solution({server: tuple(listed) for server, listed in sorted(choices.items())})
+
+
+def positions(problem: Problem, solution: Solution) -> dict[int, int]:
+    """Replicas by position of the column of a solution of an ordered problem."""
+    place, first = {}, 0
+    for server in problem.servers:
+        for i, candidate in enumerate(server.candidates):
+            place[(server.server, candidate.accelerator, candidate.max_batch)] = first + i
+        first += len(server.candidates)
+    return {
+        place[(name, c.candidate.accelerator, c.candidate.max_batch)]: c.replicas
+        for name, choices in solution.choices.items()
+        for c in choices
+    }
+
+
+def served_wholly(columns: Columns, chosen: Mapping[int, int]) -> frozenset[int]:
+    """The most important priorities whose every server a choice serves in full, up to the first that it fails."""
+    served = np.zeros(columns.servers, dtype=bool)
+    for column, replicas in chosen.items():
+        if columns.full[column] and replicas == columns.replicas[column]:
+            served[columns.server[column]] = True
+    whole = set()
+    for priority in np.unique(columns.priority).tolist():
+        if not served[columns.priority == priority].all():
+            break
+        whole.add(int(priority))
+    return frozenset(whole)
+
+
+def outcome_of(
+    problem: Problem,
+    solution: Solution,
+    bound: float,
+    served_bounds: Mapping[int, float],
+    status: SolveStatus,
+    prices: Mapping[str, float],
+) -> SolveOutcome:
+    """The outcome of a solution.
+
+    bound: of the value, minus infinity when unknown. served_bounds: by priority, the most that can be served.
+    status: how the search ended; where nothing could be given it is infeasible.
+    """
+    counted = problem.options.maximize is Served.SERVERS
+    classes = []
+    for one in service_of(problem, solution):
+        reached = one.servers_served if counted else one.demand_served_rps
+        most = one.servers if counted else one.demand_rps
+        bounded = max(reached, min(most, served_bounds.get(one.priority, most)))
+        classes.append(one.model_copy(update={"bound": float(bounded)}))
+    nothing = bool(problem.servers) and not solution.choices
+    objective = solution.value
+    return SolveOutcome(
+        status=SolveStatus.INFEASIBLE if nothing and status is SolveStatus.OPTIMAL else status,
+        solution=solution,
+        objective=objective,
+        bound=min(bound, objective) if np.isfinite(bound) else None,
+        shortfall=shortfall_of(problem, solution),
+        shadow_prices=tuple(
+            ShadowPrice(type=name, cost_per_hour=price) for name, price in sorted(prices.items())
+        ),
+        classes=tuple(classes),
+    )
