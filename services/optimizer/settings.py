@@ -17,8 +17,8 @@ class OptimizerSettings(BaseModel):
 
     solver: Name | None = None
     """Name of the solver plug-in; by default the one that the fleet's options name."""
-    performance_model: Name = "birth-death"
-    """Name of the queueing model that sizes candidates; the default has means that hold up to saturation."""
+    performance_model: Name = "interference"
+    """Name of the queueing model that sizes candidates; the default knows percentiles, long prompts and KV memory."""
     debounce_s: Annotated[float, Field(ge=0, le=60)] = 0.05
     """Quiet time on the wall clock, in seconds, after an input before planning; one burst makes one plan."""
     max_wait_s: Annotated[float, Field(ge=0, le=600)] = 0.5

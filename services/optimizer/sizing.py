@@ -101,8 +101,8 @@ def latencies(
 
     def ask(block: Sequence[Question]) -> list[Latencies | None]:
         cases, rates = [case for case, _ in block], np.array([rate for _, rate in block])
-        metrics = model.analyze(_servers(cases, laws), rates)
         statistic = cases[0].statistic.value
+        metrics = model.analyze(_servers(cases, laws), rates, {Statistic(statistic)})
         columns = (
             _values(metrics.ttft_s, statistic),
             _values(metrics.itl_s, statistic),
@@ -169,7 +169,9 @@ def _blocks(items: list[T], case_of: Callable[[T], ReplicaCase]) -> Iterator[lis
 def _isolated(block: list[T], ask: Callable[[Sequence[T]], list[R]], refused: Callable[[str], R]) -> list[R]:
     """Answers to a block; one invalid element fails a whole call, so halves are asked until it is alone."""
     try:
-        return ask(block)
+        # Parameters may be absurd and valid; what overflows is answered as infeasible or not finite.
+        with np.errstate(all="ignore"):
+            return ask(block)
     except ValueError as error:
         if len(block) == 1:
             return [refused(str(error))]

@@ -1,5 +1,6 @@
 """Questions to the performance model: batched, grouped by law and limits, and isolated from each other."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from services.optimizer import sizing
 from services.optimizer.problem import ReplicaCase
 from services.optimizer.sizing import latencies, size
 from services.perfmodel.law import Values
-from services.perfmodel.queueing import Metrics, ServerModel, Sizing, Targets
+from services.perfmodel.queueing import ALL_STATISTICS, Metrics, ServerModel, Sizing, Targets
 from services.perfmodel.queueing import Statistic as ModelStatistic
 from services.perfmodel.queueing_models.birth_death import BirthDeathModel
 
@@ -50,9 +51,11 @@ class Picky(BirthDeathModel):
         self._check(server)
         return super().max_rate(server, targets, statistic)
 
-    def analyze(self, server: ServerModel, rate_rps: Values) -> Metrics:
+    def analyze(
+        self, server: ServerModel, rate_rps: Values, statistics: Collection[ModelStatistic] = ALL_STATISTICS
+    ) -> Metrics:
         self._check(server)
-        return super().analyze(server, rate_rps)
+        return super().analyze(server, rate_rps, statistics)
 
     def _check(self, server: ServerModel) -> None:
         if np.any(server.workload.input_tokens == 666.0):
