@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from services.analyze_commands import register as register_analyze
 from services.runtime.errors import Fatal, Retry
 from services.runtime.plugins import PluginRefused
 from services.runtime.settings import RuntimeSettings, SettingsRefused, load
@@ -28,6 +29,7 @@ schema = typer.Typer(help="The message contracts.", no_args_is_help=True)
 config = typer.Typer(help="Settings.", no_args_is_help=True)
 app.add_typer(schema, name="schema")
 app.add_typer(config, name="config")
+register_analyze(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
