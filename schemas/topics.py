@@ -20,6 +20,8 @@ from schemas.request import (
     ParametersRequested,
     PauseAnswered,
     PauseRequested,
+    PerformanceAnswered,
+    PerformanceRequested,
     SolveAnswered,
     SolveRequested,
     StatusAnswered,
@@ -265,6 +267,20 @@ TOPICS: tuple[Topic, ...] = (
 VERBS: tuple[Verb, ...] = (
     Verb(
         "optimizer", "solve", SolveRequested, SolveAnswered, "solve now from what is known, publish nothing"
+    ),
+    Verb(
+        "optimizer",
+        "analyze",
+        PerformanceRequested,
+        PerformanceAnswered,
+        "throughput and latencies of described servers at a rate",
+    ),
+    Verb(
+        "optimizer",
+        "size",
+        PerformanceRequested,
+        PerformanceAnswered,
+        "the largest rates of described servers within their targets",
     ),
     Verb("tuner", "parameters", ParametersRequested, ParametersAnswered, "parameters in force"),
     Verb("predictor", "forecast", ForecastRequested, ForecastAnswered, "the newest forecast of a server"),

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from schemas.plan import PlanIssued
-from schemas.request import SolveAnswered, SolveRequested
+from schemas.request import PerformanceAnswered, PerformanceRequested, SolveAnswered, SolveRequested
 from services.optimizer.core import Generation, State, observe, plan
+from services.optimizer.performance import answer_request
 from services.optimizer.settings import Settings
 from services.optimizer.solver import Solver
 from services.optimizer.trigger import Trigger
 from services.perfmodel.law import IterationLaw
+from services.perfmodel.problems.answering import Question
 from services.perfmodel.queueing import QueueingModel
 from services.runtime import plugins
 from services.runtime.bus import Conflict
@@ -62,7 +64,7 @@ class OptimizerService(Service):
         return {"plan": self._plan_when_due}
 
     def verbs(self) -> Mapping[str, VerbHandler]:
-        return {"solve": self._answer_solve}
+        return {"solve": self._answer_solve, "analyze": self._answer_analyze, "size": self._answer_size}
 
     def trouble(self) -> Sequence[str]:
         if self._state.fleet is None:
@@ -169,6 +171,12 @@ class OptimizerService(Service):
         _, generation = await self._planned(solver)
         plans = tuple(p for p in generation.plans if not request.servers or p.server in request.servers)
         return SolveAnswered(manifest=generation.manifest, plans=plans)
+
+    async def _answer_analyze(self, request: PerformanceRequested) -> PerformanceAnswered:
+        return await asyncio.to_thread(answer_request, Question.ANALYZE, request)
+
+    async def _answer_size(self, request: PerformanceRequested) -> PerformanceAnswered:
+        return await asyncio.to_thread(answer_request, Question.SIZE, request)
 
     def _solver_in_force(self) -> Solver:
         assert self._state.fleet is not None

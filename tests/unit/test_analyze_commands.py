@@ -111,6 +111,14 @@ def test_options_that_cannot_be_are_refused_with_what_was_expected(
     assert said in result.stderr
 
 
+@EVERY
+def test_figures_beyond_all_measure_are_answered_without_warnings(command: str) -> None:
+    extreme = {**GOOD, "parameters": {"alpha_s": 1e300, "beta_s": 1e300, "gamma_s": 1e308}}
+    result = run(command, [extreme, {**GOOD, "rate_rps": 1e-300, "max_queue": 10**9}], "--json")
+    assert "Warning" not in result.stderr
+    assert "Infinity" not in result.stdout and "NaN" not in result.stdout
+
+
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
     missing, binary = tmp_path / "missing.json", tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")

@@ -64,6 +64,8 @@ class Asking:
     law, model: used instead of what the problems name.
     curve: with the metrics at rates from 5 to 100 % of the capacity.
     problems_per_call: most problems that a model is given at once; fewer make progress visible.
+    most_batch_sizes: most that the batch limits of all problems may add up to, which bounds the work; the
+        problems beyond it are refused.
     progress: told how many problems were answered, after each call.
     """
 
@@ -71,6 +73,7 @@ class Asking:
     model: str | None = None
     curve: bool = False
     problems_per_call: int = 100_000
+    most_batch_sizes: int | None = None
     progress: Callable[[int], None] = lambda count: None
 
 
@@ -78,20 +81,23 @@ def answer(question: Question, raws: Sequence[object], models: Models, asking: A
     """The answers to problems as they were written, in their order and each in its problem's form."""
     answers: list[Answer | None] = [None] * len(raws)
     posed: dict[int, Posed] = {}
+    left = asking.most_batch_sizes
     for place, raw in enumerate(raws):
         try:
             one = read(raw, asking.law, asking.model)
             _check(question, one, models, asking)
+            left = _less(left, one)
             posed[place] = one
         except ValueError as error:
             answers[place] = refused(str(error))
             asking.progress(1)
     for places in _calls(posed, asking):
         group = [posed[place] for place in places]
-        for place, made in zip(
-            places, isolated(group, _asker(question, models, asking), refused), strict=True
-        ):
-            answers[place] = made
+        # Times beyond what a number holds are left out of an answer, not warned of.
+        with np.errstate(all="ignore"):
+            made = isolated(group, _asker(question, models, asking), refused)
+        for place, one_made in zip(places, made, strict=True):
+            answers[place] = one_made
         asking.progress(len(places))
     return [one for one in answers if one is not None]
 
@@ -109,6 +115,17 @@ def _check(question: Question, posed: Posed, models: Models, asking: Asking) -> 
     if question is Question.ANALYZE and problem.rate_rps is None and not asking.curve:
         key = "rate_rps" if posed.form is Form.OWN else "RPS"
         raise ProblemRefused(f"{key}: is required by analyze and missing")
+
+
+def _less(left: int | None, posed: Posed) -> int | None:
+    """The batch sizes left after a problem; raises ValueError where it has more."""
+    if left is None:
+        return None
+    batch = posed.problem.max_batch
+    if batch > left:
+        key = "max_batch" if posed.form is Form.OWN else "maxBatchSize"
+        raise ProblemRefused(f"{key}: the problems of a request may add up to {left} more, got {batch}")
+    return left - batch
 
 
 def _calls(posed: dict[int, Posed], asking: Asking) -> Iterator[list[int]]:
