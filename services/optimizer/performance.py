@@ -3,7 +3,6 @@
 from functools import cache, partial
 
 from schemas.request import PerformanceAnswered, PerformanceRequested
-from services.perfmodel.problems.answering import BATCH_SIZES_PER_CALL, Asking, Models, Question, answer
 from services.perfmodel.queueing import QueueingModel
 from services.runtime import plugins
 
@@ -11,22 +10,26 @@ from services.runtime import plugins
 TOO_SLOW = "simulation"
 
 
-def answer_request(question: Question, request: PerformanceRequested) -> PerformanceAnswered:
+def answer_request(verb: str, request: PerformanceRequested) -> PerformanceAnswered:
     """The answers to a request; may take a second, so it belongs into a thread.
+
+    verb: a question of the performance model, as its command is called.
 
     Raises ValueError for a law or a model that does not exist.
     """
+    # Imported with the first question: most optimizers are never asked one, and start sooner.
+    from services.perfmodel.problems.answering import BATCH_SIZES_PER_CALL, Asking, Models, Question, answer
+
     models = Models(cache(partial(plugins.build, "stoker.laws")), cache(_model))
     if request.law is not None:
         models.law(request.law)
     if request.model is not None:
         models.queueing(request.model)
     asking = Asking(request.law, request.model, most_batch_sizes=BATCH_SIZES_PER_CALL)
-    if isinstance(request.problems, dict):
-        (one,) = answer(question, [request.problems], models, asking)
-        return PerformanceAnswered(answers=one.body)
-    answers = answer(question, request.problems, models, asking)
-    return PerformanceAnswered(answers=tuple(one.body for one in answers))
+    many = not isinstance(request.problems, dict)
+    posed = request.problems if isinstance(request.problems, tuple) else (request.problems,)
+    bodies = tuple(one.body for one in answer(Question(verb), posed, models, asking))
+    return PerformanceAnswered(answers=bodies if many else bodies[0])
 
 
 def _model(name: str) -> QueueingModel:

@@ -13,7 +13,6 @@ from services.optimizer.settings import Settings
 from services.optimizer.solver import Solver
 from services.optimizer.trigger import Trigger
 from services.perfmodel.law import IterationLaw
-from services.perfmodel.problems.answering import Question
 from services.perfmodel.queueing import QueueingModel
 from services.runtime import plugins
 from services.runtime.bus import Conflict
@@ -173,10 +172,10 @@ class OptimizerService(Service):
         return SolveAnswered(manifest=generation.manifest, plans=plans)
 
     async def _answer_analyze(self, request: PerformanceRequested) -> PerformanceAnswered:
-        return await asyncio.to_thread(answer_request, Question.ANALYZE, request)
+        return await asyncio.to_thread(answer_request, "analyze", request)
 
     async def _answer_size(self, request: PerformanceRequested) -> PerformanceAnswered:
-        return await asyncio.to_thread(answer_request, Question.SIZE, request)
+        return await asyncio.to_thread(answer_request, "size", request)
 
     def _solver_in_force(self) -> Solver:
         assert self._state.fleet is not None

@@ -49,7 +49,7 @@ async def ask(nats: EmbeddedServer, bus: Bus) -> AsyncIterator[Ask]:
     chassis = Chassis(OptimizerService(settings), settings, WallClock(), Metrics())
     task = asyncio.create_task(chassis.run())
     deadline = time.monotonic() + 20
-    while not chassis.active or "starting" in chassis.reasons():
+    while chassis.metrics.registry.get_sample_value("stoker_active", {"service": "optimizer"}) != 1:
         assert not task.done() and time.monotonic() < deadline, chassis.reasons()
         await asyncio.sleep(0.01)
 
