@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from services.perfmodel.problems.answering import Answer, Asking, Question
 
+QUESTIONS = ("analyze", "size", "concurrency")
 COMPAT_MODEL = "birth-death-compat"
 # On a terminal, problems between two steps of the progress bar.
 PROBLEMS_PER_STEP = 32

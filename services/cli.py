@@ -6,16 +6,19 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.analyze_commands import register as register_analyze
+from services.analyze_commands import QUESTIONS
+from services.analyze_commands import register as register_questions
 from services.runtime.errors import Fatal, Retry
 from services.runtime.plugins import PluginRefused
-from services.runtime.settings import RuntimeSettings, SettingsRefused, load
+
+if TYPE_CHECKING:
+    from services.runtime.settings import RuntimeSettings
 
 SERVICES = ("collector", "tuner", "predictor", "optimizer", "actuator", "simulator")
 
@@ -29,22 +32,28 @@ schema = typer.Typer(help="The message contracts.", no_args_is_help=True)
 config = typer.Typer(help="Settings.", no_args_is_help=True)
 app.add_typer(schema, name="schema")
 app.add_typer(config, name="config")
-register_analyze(app)
+register_questions(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 def main() -> None:
     """Entry point of the console script: no traceback for what the user can mend."""
-    from services.bus_commands import bus
+    # A question to a performance model is answered sooner than the bus and the contracts are imported.
+    if sys.argv[1:2] not in [[question] for question in QUESTIONS]:
+        from services.bus_commands import bus
 
-    app.add_typer(bus, name="bus")
+        app.add_typer(bus, name="bus")
     try:
         app(standalone_mode=True)
-    except (SettingsRefused, PluginRefused) as error:
-        fail(str(error), 2)
     except (Fatal, Retry) as error:
         fail(str(error), 1)
+    except ValueError as error:
+        from services.runtime.settings import SettingsRefused
+
+        if not isinstance(error, SettingsRefused | PluginRefused):
+            raise
+        fail(str(error), 2)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -112,13 +121,13 @@ def run(service: Annotated[str, typer.Argument(help=f"One of {', '.join(SERVICES
     raise SystemExit(serve(make, settings))
 
 
-def parts_of(service: str) -> tuple[Callable[[Any], Any], type[RuntimeSettings]]:
+def parts_of(service: str) -> "tuple[Callable[[Any], Any], type[RuntimeSettings]]":
     """The class of a service and that of its settings."""
     made = getattr(importlib.import_module(f"services.{service}.service"), f"{service.title()}Service")
     return made, settings_of(service)
 
 
-def settings_of(service: str) -> type[RuntimeSettings]:
+def settings_of(service: str) -> "type[RuntimeSettings]":
     """The settings of a service."""
     found: type[RuntimeSettings] = importlib.import_module(f"services.{service}.settings").Settings
     return found
@@ -159,6 +168,8 @@ def show(service: Annotated[str | None, typer.Argument(help="One service; by def
     """Print the settings in force, environment and STOKER_CONFIG included; secrets are masked."""
     if service is not None and service not in SERVICES:
         fail(f"service {service!r} does not exist; there is: {', '.join(SERVICES)}", 2)
+    from services.runtime.settings import load
+
     shown = {
         name: load(settings_of(name)).model_dump(mode="json") for name in ([service] if service else SERVICES)
     }

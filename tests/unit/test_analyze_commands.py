@@ -158,3 +158,24 @@ def test_a_pipe_gets_no_progress_bar(tmp_path: Path) -> None:
     )
     assert said.stderr == ""
     assert len(json.loads(said.stdout)) == 100
+
+
+def test_a_question_is_answered_without_importing_the_bus_or_heavy_libraries(tmp_path: Path) -> None:
+    file = tmp_path / "problem.json"
+    file.write_text(json.dumps(GOOD))
+    program = (
+        "import sys, services.cli\n"
+        "try: services.cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = ('nats', 'aiohttp', 'matplotlib', 'pandas', 'cvxpy', 'schemas.topics')\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, "size", str(file), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(said.stdout)["feasible"] is True
+    assert said.stderr.strip() == "[]"
