@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from services.perfmodel.problems.answering import Answer, Asking, Question
 
-QUESTIONS = ("analyze", "size", "concurrency")
+QUESTIONS = {
+    "analyze": "Throughput, waiting, TTFT, ITL and occupancy of a server at a request rate.",
+    "size": "The largest request rate that a server carries within its targets.",
+    "concurrency": "The smallest batch limit that carries nearly the best rate, up to the problem's own.",
+}
 COMPAT_MODEL = "birth-death-compat"
 # On a terminal, problems between two steps of the progress bar.
 PROBLEMS_PER_STEP = 32
@@ -34,49 +38,27 @@ Curve = Annotated[bool, typer.Option("--curve", help="Metrics at rates from 5 to
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the curves into this PNG file.")]
 
 
-def analyze(
-    file: File,
-    model: ModelName = None,
-    law: LawName = None,
-    compat: Compat = False,
-    as_json: AsJson = False,
-    curve: Curve = False,
-    plot: Plot = None,
-) -> None:
-    """Throughput, waiting, TTFT, ITL and occupancy of a server at a request rate."""
-    _command("analyze", file, model, law, compat, as_json, curve, plot)
-
-
-def size(
-    file: File,
-    model: ModelName = None,
-    law: LawName = None,
-    compat: Compat = False,
-    as_json: AsJson = False,
-    curve: Curve = False,
-    plot: Plot = None,
-) -> None:
-    """The largest request rate that a server carries within its targets."""
-    _command("size", file, model, law, compat, as_json, curve, plot)
-
-
-def concurrency(
-    file: File,
-    model: ModelName = None,
-    law: LawName = None,
-    compat: Compat = False,
-    as_json: AsJson = False,
-    curve: Curve = False,
-    plot: Plot = None,
-) -> None:
-    """The smallest batch limit that carries nearly the largest rate; the problem's own is the most considered."""
-    _command("concurrency", file, model, law, compat, as_json, curve, plot)
-
-
 def register(app: typer.Typer) -> None:
-    """Add the three commands."""
-    for command in (analyze, size, concurrency):
-        app.command()(command)
+    """Add a command for each question."""
+    for question, summary in QUESTIONS.items():
+        app.command(question, help=summary)(_asking(question))
+
+
+def _asking(question: str) -> Callable[..., None]:
+    """The command of one question; all three are typed alike."""
+
+    def ask(
+        file: File,
+        model: ModelName = None,
+        law: LawName = None,
+        compat: Compat = False,
+        as_json: AsJson = False,
+        curve: Curve = False,
+        plot: Plot = None,
+    ) -> None:
+        _command(question, file, model, law, compat, as_json, curve, plot)
+
+    return ask
 
 
 def _command(
@@ -114,21 +96,20 @@ def _command(
         print(json.dumps(bodies if many else bodies[0], indent=2))
     else:
         _show(bodies)
-    worst_to_best = {Outcome.REFUSED: 2, Outcome.INFEASIBLE: 3, Outcome.ANSWERED: 0}
+    best_first = {Outcome.ANSWERED: 0, Outcome.INFEASIBLE: 3, Outcome.REFUSED: 2}
     reached = {one.outcome for one in answers}
-    code = next((code for outcome, code in reversed(worst_to_best.items()) if outcome in reached), 0)
-    raise SystemExit(code)
+    raise SystemExit(next((code for outcome, code in best_first.items() if outcome in reached), 0))
 
 
 def _answered(question: "Question", raws: Sequence[object], asking: "Asking") -> list["Answer"]:
     """The answers, with a progress bar on a terminal."""
     from dataclasses import replace
-    from functools import partial
+    from functools import cache, partial
 
     from services.perfmodel.problems.answering import Models, answer
     from services.runtime import plugins
 
-    build = {group: _kept(partial(plugins.build, f"stoker.{group}")) for group in ("laws", "queueing")}
+    build = {group: cache(partial(plugins.build, f"stoker.{group}")) for group in ("laws", "queueing")}
     try:
         for group, name in (("laws", asking.law), ("queueing", asking.model)):
             if name is not None:
@@ -150,12 +131,6 @@ def _answered(question: "Question", raws: Sequence[object], asking: "Asking") ->
             progress=lambda count: progress.advance(task, count),
         )
         return answer(question, raws, models, watched)
-
-
-def _kept(build: Callable[[str], Any]) -> Callable[[str], Any]:
-    from functools import cache
-
-    return cache(build)
 
 
 def _content(file: str, name: str) -> Any:
