@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from schemas.base import Contract, CostPerHour, Count, Name, Positive, Share
 from schemas.forecast import ForecastIssued
@@ -82,6 +82,30 @@ class ExplainAnswered(Contract):
     """The whole, with the shadow price of each type and who lacks what."""
     candidates: tuple[CandidateExplained, ...] = ()
     """Every way to serve it."""
+
+
+PerformanceProblem = dict[str, JsonValue]
+"""One server and a question's figures, in our form or in that of the reference system; see the documentation."""
+
+PerformanceProblems = PerformanceProblem | Annotated[tuple[JsonValue, ...], Field(max_length=10_000)]
+
+
+class PerformanceRequested(Contract):
+    """What the performance model says of servers that are described here, whatever the fleet is."""
+
+    problems: PerformanceProblems
+    """One problem, or a list."""
+    model: Name | None = None
+    """Queueing model that answers, instead of those that the problems name."""
+    law: Name | None = None
+    """Iteration law of the parameters, instead of those that the problems name."""
+
+
+class PerformanceAnswered(Contract):
+    """What the performance model says, each answer in the form of its problem."""
+
+    answers: PerformanceProblem | tuple[PerformanceProblem, ...]
+    """One answer, or a list in the order of the problems; that to a bad problem holds only `error`."""
 
 
 class ParametersRequested(Contract):

@@ -6,18 +6,20 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from services import forecast_commands
+from services import analyze_commands, forecast_commands
 from services.fit_commands import fit
 from services.runtime.errors import Fatal, Retry
 from services.runtime.plugins import PluginRefused
-from services.runtime.settings import RuntimeSettings, SettingsRefused, load
 from services.solve_commands import solve
+
+if TYPE_CHECKING:
+    from services.runtime.settings import RuntimeSettings
 
 SERVICES = ("collector", "tuner", "predictor", "optimizer", "actuator", "simulator")
 
@@ -31,6 +33,7 @@ schema = typer.Typer(help="The message contracts.", no_args_is_help=True)
 config = typer.Typer(help="Settings.", no_args_is_help=True)
 app.add_typer(schema, name="schema")
 app.add_typer(config, name="config")
+analyze_commands.register(app)
 app.command()(solve)
 app.command()(fit)
 forecast_commands.register(app)
@@ -47,10 +50,14 @@ def main() -> None:
         app.add_typer(bus, name="bus")
     try:
         app(standalone_mode=True)
-    except (SettingsRefused, PluginRefused) as error:
-        fail(str(error), 2)
     except (Fatal, Retry) as error:
         fail(str(error), 1)
+    except ValueError as error:
+        from services.runtime.settings import SettingsRefused
+
+        if not isinstance(error, SettingsRefused | PluginRefused):
+            raise
+        fail(str(error), 2)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -118,13 +125,13 @@ def run(service: Annotated[str, typer.Argument(help=f"One of {', '.join(SERVICES
     raise SystemExit(serve(make, settings))
 
 
-def parts_of(service: str) -> tuple[Callable[[Any], Any], type[RuntimeSettings]]:
+def parts_of(service: str) -> "tuple[Callable[[Any], Any], type[RuntimeSettings]]":
     """The class of a service and that of its settings."""
     made = getattr(importlib.import_module(f"services.{service}.service"), f"{service.title()}Service")
     return made, settings_of(service)
 
 
-def settings_of(service: str) -> type[RuntimeSettings]:
+def settings_of(service: str) -> "type[RuntimeSettings]":
     """The settings of a service."""
     found: type[RuntimeSettings] = importlib.import_module(f"services.{service}.settings").Settings
     return found
@@ -165,6 +172,8 @@ def show(service: Annotated[str | None, typer.Argument(help="One service; by def
     """Print the settings in force, environment and STOKER_CONFIG included; secrets are masked."""
     if service is not None and service not in SERVICES:
         fail(f"service {service!r} does not exist; there is: {', '.join(SERVICES)}", 2)
+    from services.runtime.settings import load
+
     shown = {
         name: load(settings_of(name)).model_dump(mode="json") for name in ([service] if service else SERVICES)
     }

@@ -7,11 +7,19 @@ from dataclasses import replace
 
 from schemas.fleet import FleetDeclared
 from schemas.plan import PlanIssued
-from schemas.request import ExplainAnswered, ExplainRequested, SolveAnswered, SolveRequested
+from schemas.request import (
+    ExplainAnswered,
+    ExplainRequested,
+    PerformanceAnswered,
+    PerformanceRequested,
+    SolveAnswered,
+    SolveRequested,
+)
 from services.optimizer.candidates import Memory
 from services.optimizer.core import Generation, State, observe, plan
 from services.optimizer.explain import explained
 from services.optimizer.overrides import overridden
+from services.optimizer.performance import answer_request
 from services.optimizer.settings import Settings
 from services.optimizer.solver import Solver
 from services.optimizer.trigger import Trigger
@@ -71,7 +79,12 @@ class OptimizerService(Service):
         return {"plan": self._plan_when_due}
 
     def verbs(self) -> Mapping[str, VerbHandler]:
-        return {"solve": self._answer_solve, "explain": self._answer_explain}
+        return {
+            "solve": self._answer_solve,
+            "explain": self._answer_explain,
+            "analyze": self._answer_analyze,
+            "size": self._answer_size,
+        }
 
     async def close(self) -> None:
         self._worker.close()
@@ -202,6 +215,12 @@ class OptimizerService(Service):
             )
         _, generation = await self._planned(chosen, overrides)
         return generation
+
+    async def _answer_analyze(self, request: PerformanceRequested) -> PerformanceAnswered:
+        return await asyncio.to_thread(answer_request, "analyze", request)
+
+    async def _answer_size(self, request: PerformanceRequested) -> PerformanceAnswered:
+        return await asyncio.to_thread(answer_request, "size", request)
 
     def _solver_in_force(self) -> Solver:
         assert self._state.fleet is not None

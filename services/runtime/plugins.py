@@ -8,8 +8,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from services.runtime.envelope import problems
-
 GROUPS = (
     "stoker.laws",
     "stoker.queueing",
@@ -73,5 +71,8 @@ def build(group: str, name: str, settings: Mapping[str, Any] | None = None, **co
     try:
         chosen = declared.model_validate(dict(settings or {}))
     except ValidationError as error:
+        # The envelope knows every contract; whoever only loads plug-ins does not wait for them.
+        from services.runtime.envelope import problems
+
         raise PluginRefused(f"settings of {group} {name!r}: {problems(error)}") from None
     return plugin(chosen, **context)
