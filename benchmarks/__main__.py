@@ -9,7 +9,7 @@ from benchmarks.report import Progress, Table, machine
 from services.runtime import logs
 from services.runtime.settings import LogSettings
 
-NAMES = ("perfmodel", "optimizer", "control_cycle", "throughput")
+NAMES = ("perfmodel", "model_accuracy", "optimizer", "control_cycle", "throughput")
 
 
 def main() -> int:
