@@ -21,7 +21,7 @@ TESTED = (
     CorrectedModel(),
     InterferenceModel(),
     # Few requests: what is promised holds for any run.
-    SimulationModel(SimulationSettings(requests=400)),
+    SimulationModel(SimulationSettings(requests=300)),
 )
 
 
