@@ -9,7 +9,14 @@ from benchmarks.report import Progress, Table, machine
 from services.runtime import logs
 from services.runtime.settings import LogSettings
 
-NAMES = ("perfmodel", "engines", "optimizer", "control_cycle", "throughput")
+NAMES = (
+    "perfmodel",
+    "model_accuracy",
+    "engines",
+    "optimizer",
+    "control_cycle",
+    "throughput",
+)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What every queueing model promises, and what the exact and the fluid model promise beyond it."""
+"""What the exact, the fluid and the compatible model promise beyond what every queueing model does."""
 
 import dataclasses
 from typing import Any
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from queueing_suite import PARAMETERS, server
 
-from services.perfmodel.law import Limits, Workload
+from services.perfmodel.law import Workload
 from services.perfmodel.laws.three_parameter import ThreeParameterLaw
 from services.perfmodel.queueing import (
     Binding,
@@ -17,31 +18,14 @@ from services.perfmodel.queueing import (
     QueueingModel,
     Saturation,
     ServerModel,
-    Statistic,
     Targets,
 )
 from services.perfmodel.queueing_models.birth_death import BirthDeathModel
 from services.perfmodel.queueing_models.birth_death_compat import BirthDeathCompatModel
 from services.perfmodel.queueing_models.fluid import FluidModel
 
-MODELS: list[QueueingModel] = [BirthDeathModel(), FluidModel(), BirthDeathCompatModel()]
 PHYSICAL: list[QueueingModel] = [BirthDeathModel(), FluidModel()]
-EVERY = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 NON_COMPAT = pytest.mark.parametrize("model", PHYSICAL, ids=lambda model: model.name)
-PARAMETERS = np.array([0.008, 3.3e-5, 3.3e-7])
-
-
-def server(
-    parameters: Any = PARAMETERS,
-    prompt: Any = 1024.0,
-    output: Any = 256.0,
-    batch: Any = 64,
-    queue: Any = 100,
-    budget: Any = 8192,
-) -> ServerModel:
-    return ServerModel(
-        ThreeParameterLaw(), np.asarray(parameters), Workload(prompt, output), Limits(batch, queue, budget)
-    )
 
 
 def flatten(metrics: Metrics) -> dict[str, np.ndarray[Any, Any]]:
@@ -63,49 +47,6 @@ def servers(draw: st.DrawFn, one_chunk: bool = False) -> ServerModel:
         queue=draw(st.sampled_from([0, 1, 7, 100, 3000])),
         budget=1e9 if one_chunk else draw(st.integers(512, 16_384)),
     )
-
-
-@EVERY
-def test_arrays_give_what_a_loop_gives(model: QueueingModel) -> None:
-    rng = np.random.default_rng(3)
-    parameters = PARAMETERS * rng.uniform(0.3, 3, (4, 1, 3))
-    prompt, batch, queue = (
-        rng.uniform(10, 6000, (3,)),
-        np.array([2, 7, 64]),
-        np.array([[0], [1], [50], [900]]),
-    )
-    rate = rng.uniform(0.1, 6, (4, 3))
-    many = server(parameters, prompt=prompt, batch=batch, queue=queue)
-    targets = Targets(rng.uniform(0.1, 2, (4, 3)), np.array([0.02, np.nan, 0.05]))
-    metrics, sizing = flatten(model.analyze(many, rate)), model.max_rate(many, targets)
-    concurrency = model.concurrency(many, targets)
-    for row in range(4):
-        for column in range(3):
-            one = server(parameters[row, 0], prompt=prompt[column], batch=batch[column], queue=queue[row, 0])
-            bounds = Targets(targets.ttft_s[row, column], targets.itl_s[column])  # type: ignore[index]
-            for name, value in flatten(model.analyze(one, rate[row, column])).items():
-                np.testing.assert_allclose(
-                    metrics[name][row, column], value, rtol=1e-9, atol=1e-12, err_msg=name
-                )
-            alone = model.max_rate(one, bounds)
-            np.testing.assert_allclose(sizing.max_rate_rps[row, column], alone.max_rate_rps, rtol=1e-8)
-            assert sizing.feasible[row, column] == alone.feasible
-            assert sizing.binding[row, column] == alone.binding
-            assert concurrency[row, column] == model.concurrency(one, bounds)
-
-
-@EVERY
-def test_one_server_answers_a_whole_curve_of_rates(model: QueueingModel) -> None:
-    metrics = model.analyze(server(), np.linspace(0.5, 4, 7))
-    assert metrics.ttft_s.mean.shape == (7,)
-    assert (np.diff(metrics.end_to_end_s.mean) > 0).all()
-
-
-@EVERY
-@pytest.mark.parametrize("rate", [np.nan, np.inf, -1.0, [1.0, np.nan]])
-def test_a_rate_that_cannot_be_is_refused_by_name(model: QueueingModel, rate: Any) -> None:
-    with pytest.raises(ValueError, match="rate_rps"):
-        model.analyze(server(), rate)
 
 
 @pytest.mark.parametrize(
@@ -134,15 +75,6 @@ def test_fields_that_do_not_broadcast_are_refused_with_their_shapes() -> None:
 def test_a_target_that_cannot_be_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         Targets(**{name: value})
-
-
-@EVERY
-def test_a_statistic_beyond_the_capabilities_is_refused_with_what_is_supported(model: QueueingModel) -> None:
-    assert Statistic.P95 not in model.capabilities.statistics
-    with pytest.raises(ValueError, match=r"p95 is not supported by .*; supported: mean"):
-        model.max_rate(server(), Targets(1.0), Statistic.P95)
-    with pytest.raises(ValueError, match="supported: mean"):
-        model.concurrency(server(), Targets(1.0), Statistic.P95)
 
 
 @NON_COMPAT
@@ -236,16 +168,6 @@ def test_the_largest_rate_meets_its_targets_with_any_number_of_chunks(
         assert at.itl_s.mean <= targets.itl_s * (1 + 1e-6)  # type: ignore[operator]
 
 
-@NON_COMPAT
-def test_infeasible_targets_say_which_and_leave_the_others_alone(model: QueueingModel) -> None:
-    targets = Targets([1e-6, 1.0, 1.0, np.nan], [1.0, 1e-6, 1.0, np.nan], [np.nan, np.nan, 1e9, np.nan])  # type: ignore[arg-type]
-    sizing = model.max_rate(server(), targets)
-    assert sizing.feasible.tolist() == [False, False, False, True]
-    assert sizing.max_rate_rps[:3].tolist() == [0, 0, 0]
-    assert sizing.binding[:3].tolist() == [Binding.TTFT, Binding.ITL, Binding.TPS]
-    assert sizing.max_rate_rps[3] > 0
-
-
 def test_a_single_place_without_queue_is_sized_by_its_blocking() -> None:
     one = server(batch=1, queue=0)
     sizing = BirthDeathModel().max_rate(one, Targets())
@@ -284,33 +206,6 @@ def test_overload_names_what_saturates() -> None:
     metrics = BirthDeathModel().analyze(server([0.05, 1e-6, 1e-9], batch=8), np.array([0.1, 1.2, 1e4]))
     assert metrics.overloaded.tolist() == [False, True, True]
     assert metrics.saturation.tolist() == [Saturation.NONE, Saturation.BATCH, Saturation.COMPUTE]
-
-
-@NON_COMPAT
-@pytest.mark.parametrize("tolerance", [0.0, 0.01, 0.2])
-def test_concurrency_is_the_smallest_batch_near_the_best_of_the_whole_curve(
-    model: QueueingModel, tolerance: float
-) -> None:
-    targets = Targets(0.5, 0.03)
-    rates = [float(model.max_rate(server(batch=batch), targets).max_rate_rps) for batch in range(1, 97)]
-    near = [
-        batch
-        for batch, rate in enumerate(rates, start=1)
-        if rate >= (1 - tolerance) * max(rates) * (1 - 1e-9)
-    ]
-    assert model.concurrency(server(batch=96), targets, tolerance=tolerance) == near[0]
-
-
-@EVERY
-def test_concurrency_is_zero_where_no_batch_is_feasible(model: QueueingModel) -> None:
-    answer = model.concurrency(server(batch=np.array([8, 8])), Targets(np.array([1e-6, 5.0])))
-    assert answer[0] == 0 and answer[1] > 0
-
-
-@pytest.mark.parametrize("tolerance", [-0.1, 1.0, np.nan])
-def test_a_tolerance_that_cannot_be_is_refused(tolerance: float) -> None:
-    with pytest.raises(ValueError, match="tolerance"):
-        BirthDeathModel().concurrency(server(), Targets(1.0), tolerance=tolerance)
 
 
 def test_fluid_follows_its_closed_form_while_one_chunk_is_enough() -> None:
