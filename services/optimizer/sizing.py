@@ -10,6 +10,7 @@ import numpy as np
 
 from services.optimizer.problem import ReplicaCase
 from services.perfmodel.law import Array, IterationLaw, Limits, Workload
+from services.perfmodel.problems.isolation import isolated
 from services.perfmodel.queueing import Binding, Distribution, QueueingModel, ServerModel, Statistic, Targets
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def size(cases: Collection[ReplicaCase], model: QueueingModel, laws: Laws) -> di
 
     sizes: dict[ReplicaCase, Size] = {}
     for block in _blocks(list(dict.fromkeys(cases)), lambda case: case):
-        answers = _isolated(block, ask, lambda error: Size(0.0, "", error))
+        answers = isolated(block, ask, lambda error: Size(0.0, "", error))
         sizes.update(zip(block, answers, strict=True))
     return sizes
 
@@ -86,7 +87,7 @@ def smallest_batches(
 
     batches: dict[ReplicaCase, int] = {}
     for block in _blocks(list(dict.fromkeys(cases)), lambda case: case):
-        batches.update(zip(block, _isolated(block, ask, lambda error: 0), strict=True))
+        batches.update(zip(block, isolated(block, ask, lambda error: 0), strict=True))
     return batches
 
 
@@ -116,7 +117,7 @@ def latencies(
 
     answers: dict[Question, Latencies | None] = {}
     for block in _blocks(list(dict.fromkeys(questions)), lambda question: question[0]):
-        answers.update(zip(block, _isolated(block, ask, lambda error: None), strict=True))
+        answers.update(zip(block, isolated(block, ask, lambda error: None), strict=True))
     return answers
 
 
@@ -164,19 +165,6 @@ def _blocks(items: list[T], case_of: Callable[[T], ReplicaCase]) -> Iterator[lis
                 block = []
             block.append(item)
         yield block
-
-
-def _isolated(block: list[T], ask: Callable[[Sequence[T]], list[R]], refused: Callable[[str], R]) -> list[R]:
-    """Answers to a block; one invalid element fails a whole call, so halves are asked until it is alone."""
-    try:
-        # Parameters may be absurd and valid; what overflows is answered as infeasible or not finite.
-        with np.errstate(all="ignore"):
-            return ask(block)
-    except ValueError as error:
-        if len(block) == 1:
-            return [refused(str(error))]
-    middle = len(block) // 2
-    return [*_isolated(block[:middle], ask, refused), *_isolated(block[middle:], ask, refused)]
 
 
 def _values(distribution: Distribution, statistic: str) -> Array:

@@ -94,6 +94,26 @@ def _iterations_until(duration_s: float, first_s: float, growth_s: float) -> int
 
 
 @njit(cache=True)
+def _arrive(
+    until_s: float,
+    upcoming: int,
+    tail: int,
+    room: int,
+    arrival_s: Array,
+    blocks: Rows,
+    kv_blocks: int,
+    queue: Rows,
+) -> tuple[int, int]:
+    """Queue who arrives until a time, up to a tail of `room`; returns the next to arrive and the new tail."""
+    while upcoming < arrival_s.size and arrival_s[upcoming] <= until_s:
+        if tail < room and (kv_blocks == 0 or blocks[upcoming] <= kv_blocks):
+            queue[tail] = upcoming
+            tail += 1
+        upcoming += 1
+    return upcoming, tail
+
+
+@njit(cache=True)
 def run(
     arrival_s: Array,
     prompt: Rows,
@@ -141,46 +161,55 @@ def run(
     # Iteration number at which a request's context would have been zero, so context = iterations − origin.
     origin = np.zeros(count, dtype=np.int64)
     last_token_s = np.zeros(count)
+    # The order of entering: requests that enter together still have a last one.
+    entry = np.zeros(count, dtype=np.int64)
+    entered = 0
     context = 0
     # Blocks of prompts that are being prefilled, and of requests that decode.
     prompt_blocks = 0
     decode_blocks = 0
+    blocks_in_all = -(-(prompt + output) // block_tokens)
     now = 0.0
     upcoming = 0
     iterations = decoded = preemptions = 0
     while True:
-        while upcoming < count and arrival_s[upcoming] <= now:
-            waiting = tail - head + preempted_count
-            fits = kv_blocks == 0 or -(-(prompt[upcoming] + output[upcoming]) // block_tokens) <= kv_blocks
-            if fits and prefill_count + decode_count + waiting < max_batch + max_queue:
-                queue[tail] = upcoming
-                tail += 1
-            upcoming += 1
+        room = max_batch + max_queue - prefill_count - decode_count - preempted_count + head
+        upcoming, tail = _arrive(now, upcoming, tail, room, arrival_s, blocks_in_all, kv_blocks, queue)
 
-        if kv_blocks > 0 and decode_count > 0:
+        if kv_blocks > 0:
             # What decoding takes in the coming iteration; the request that entered last gives way.
             while True:
                 decode_blocks = 0
                 for place in range(decode_count):
                     tokens = iterations - origin[members[place]] + 1
                     decode_blocks += -(-tokens // block_tokens)
-                if prompt_blocks + decode_blocks <= kv_blocks or decode_count == 1:
+                if prompt_blocks + decode_blocks <= kv_blocks or decode_count + prefill_count <= 1:
                     break
-                latest = 0
-                for place in range(1, decode_count):
-                    if admitted_s[members[place]] >= admitted_s[members[latest]]:
-                        latest = place
-                victim = members[latest]
-                tokens = iterations - origin[victim]
-                decode_count -= 1
-                ends[latest], members[latest] = ends[decode_count], members[decode_count]
-                if latest < decode_count:
-                    _sift_down(ends, members, latest, decode_count)
-                    _sift_up(ends, members, latest)
-                context -= tokens
-                generated[victim] += tokens - to_prefill[victim]
-                to_prefill[victim] = tokens
-                last_token_s[victim] = now
+                latest, newest, of_prompts = 0, -1, False
+                for place in range(decode_count):
+                    if entry[members[place]] > newest:
+                        latest, newest = place, entry[members[place]]
+                for place in range(prefill_count):
+                    if entry[prefilling[place]] > newest:
+                        latest, newest, of_prompts = place, entry[prefilling[place]], True
+                if of_prompts:
+                    victim = prefilling[latest]
+                    prompt_blocks -= -(-to_prefill[victim] // block_tokens)
+                    prefill_count -= 1
+                    for place in range(latest, prefill_count):
+                        prefilling[place] = prefilling[place + 1]
+                else:
+                    victim = members[latest]
+                    tokens = iterations - origin[victim]
+                    decode_count -= 1
+                    ends[latest], members[latest] = ends[decode_count], members[decode_count]
+                    if latest < decode_count:
+                        _sift_down(ends, members, latest, decode_count)
+                        _sift_up(ends, members, latest)
+                    context -= tokens
+                    generated[victim] += tokens - to_prefill[victim]
+                    to_prefill[victim] = tokens
+                    last_token_s[victim] = now
                 preempted[preempted_count] = victim
                 preempted_count += 1
                 preemptions += 1
@@ -210,6 +239,8 @@ def run(
             else:
                 head += 1
                 admitted_s[one] = now
+                entry[one] = entered
+                entered += 1
             prompt_blocks += blocks
             prefilled[one] = min(cached[one], to_prefill[one])
             prefilling[prefill_count] = one
@@ -245,6 +276,10 @@ def run(
                 steps = min(steps, max(1, free // decode_count * block_tokens))
             total_s = steps * (iteration_s + 0.5 * growth_s * (steps - 1))
 
+        # Who arrives before the last of these iterations begins finds those that end with it still there.
+        last_s = now + total_s - iteration_s - growth_s * (steps - 1)
+        room = max_batch + max_queue - prefill_count - decode_count - preempted_count + head
+        upcoming, tail = _arrive(last_s, upcoming, tail, room, arrival_s, blocks_in_all, kv_blocks, queue)
         now += total_s
         if decode_count > 0:
             _count_series(gaps, iteration_s, growth_s, steps, decode_count)

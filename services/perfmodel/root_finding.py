@@ -17,12 +17,14 @@ def largest_below(
     value_low: Array,
     value_high: Array,
     relative_tolerance: float = 1e-10,
+    resolution: Array | float = 0.0,
 ) -> Array:
     """For each row the largest x of a narrow bracket of its root at which the function is not above zero.
 
     function: values of shape (R,) for points of shape (R,) and the rows they belong to.
     low, high, value_low, value_high: shape (S,), with value_low <= 0 < value_high.
     relative_tolerance: width of the final bracket over its position.
+    resolution: width of a bracket that is as good as a point, wherever it is; shape (S,) or one for all.
 
     Inverse quadratic interpolation where it is safe, else bisection, so no row takes more steps than a
     small multiple of bisection: T. R. Chandrupatla, Advances in Engineering Software 28 (1997) 145-149.
@@ -32,6 +34,7 @@ def largest_below(
     newest, other, oldest = high.copy(), low.copy(), high.copy()
     f_newest, f_other, f_oldest = value_high.copy(), value_low.copy(), value_high.copy()
     fraction = np.full(low.size, 0.5)
+    narrow = np.broadcast_to(np.maximum(resolution, np.finfo(float).tiny), low.shape)
     while rows.size:
         point = newest + fraction * (other - newest)
         value = function(point, rows)
@@ -50,7 +53,7 @@ def largest_below(
         open_rows = (width > 2.0 * step) & (
             width > 4.0 * np.finfo(float).eps * np.maximum(abs(newest), abs(other))
         )
-        open_rows &= f_newest != 0
+        open_rows &= (f_newest != 0) & (width > narrow[rows])
         if not open_rows.any():
             break
         if not open_rows.all():

@@ -239,7 +239,7 @@ def size(
             step = -worst / slope if slope > 0.0 else -np.inf
             if abs(step) < 0.3 * RATE_TOLERANCE:
                 if worst <= ROUNDING:
-                    cause = which if worst > -1e-9 else cause
+                    cause = which
                     break
                 # From just above: step over to the side on which the targets are met.
                 rate = max(low, rate * (1.0 + step - 0.5 * RATE_TOLERANCE))

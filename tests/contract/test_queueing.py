@@ -56,10 +56,6 @@ class TestInterference(QueueingContract):
     def model(self) -> QueueingModel:
         return TESTED[4]
 
-    @pytest.mark.xfail(raises=ValueError, strict=True, reason="held_by takes servers along one axis only")
-    def test_arrays_give_what_a_loop_gives(self, model: QueueingModel) -> None:
-        super().test_arrays_give_what_a_loop_gives(model)
-
 
 class TestSimulation(QueueingContract):
     # Every rate has the same requests, but they meet in other batches; token gaps are counted in bins of 1 %.
@@ -69,13 +65,6 @@ class TestSimulation(QueueingContract):
     @pytest.fixture
     def model(self) -> QueueingModel:
         return TESTED[5]
-
-    @pytest.mark.xfail(strict=True, reason="blocks of requests that ended are held until others decode")
-    @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-    def test_memory_bounds_the_capacity_of_the_models_that_say_so_and_of_no_other(
-        self, model: QueueingModel
-    ) -> None:
-        super().test_memory_bounds_the_capacity_of_the_models_that_say_so_and_of_no_other(model)
 
 
 def test_every_built_in_model_is_tested_here() -> None:

@@ -7,6 +7,10 @@ is prefilled in c chunks is in service for c + K iterations and adds
 
 to them, so with δ = (w_prefill + w_decode)/(c+K) an iteration of B requests lasts T(B) = α + Bδ.
 The other B − 1 requests and the launch are a request's background, bg(B) = max(0, α + (B−1)δ).
+
+Limits of validity: a prompt token costs what an output token costs, so on measured engines, where prefill is
+cheaper by far, TTFT and ITL cannot both be met over several prompt lengths (`seven_parameter`); no overhead
+outside the engine; chunks are those of a full mix of prompts and outputs, more than a lone prompt needs.
 """
 
 from dataclasses import dataclass

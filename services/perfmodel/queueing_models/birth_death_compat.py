@@ -5,6 +5,8 @@ latencies are taken at the mean occupancy X, not averaged over batches, with the
 has one decode iteration more; sizing looks between 0.001·μ(1) and 0.999·μ(N), does not look at blocking,
 and reads a TPS target as 0.9 of the largest rate; the batch limit comes from at most six probes. Moments of
 the token lengths beyond the means do not enter.
+
+Limits of validity: those of `birth_death`, and every known fault of the reference; for its stored results only.
 """
 
 from collections.abc import Callable, Collection

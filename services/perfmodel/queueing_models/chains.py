@@ -23,6 +23,8 @@ from services.perfmodel.sizing import RateCurves, RateOutcome, largest_rates, wi
 # A rate of zero is looked at as this share of the capacity: an idle server to the last digit but three.
 IDLE_SHARE = 1e-13
 MOST_SEGMENTS = 48
+# Times beyond the largest double make a server of no capacity, by infinities and NaN that no target is met with.
+OVERFLOW = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
 
 @cache
@@ -76,6 +78,7 @@ class Chains:
         return server.once("chains", lambda: cls._of(server.rows()))
 
     @classmethod
+    @OVERFLOW
     def _of(cls, servers: ServerModel) -> "Chains":
         law, limits = servers.law, servers.limits
         most = np.asarray(limits.max_batch)
@@ -97,6 +100,7 @@ class Chains:
         full_rate = most / (iterations * slowest)
         return cls(servers, full_rate, overhead, work, slope, taken, table, segments, starts)
 
+    @OVERFLOW
     def at(self, rate: Array, rows: Rows) -> ChainStates:
         """What rates (R,) make of the chains `rows`."""
         compiled = self.compiled[rows]
@@ -114,6 +118,7 @@ class Chains:
                 states.put(chosen[block.elements], part)
         return states
 
+    @OVERFLOW
     def size(self, targets: Targets, rows: Rows) -> Sizing:
         """The largest rates of elements (E,) within targets on means, of the servers `rows`."""
         compiled = self.compiled[rows]

@@ -30,6 +30,8 @@ LEVELS = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 # The prompts' queue is not followed beyond this load: the engine is then overloaded anyway.
 HIGHEST_PROMPT_LOAD = 0.98
 QUANTILE_TOLERANCE = 1e-7
+# A quantile below this share of the longest times is zero.
+RESOLUTION = 1e-12
 TINY = 1e-300
 
 
@@ -85,7 +87,8 @@ class Mixture:
         high = largest + 40.0 * spread + TINY
         everything = np.arange(high.size)
         at_high = np.maximum(within(high, everything), TINY)
-        return largest_below(within, np.zeros(high.size), high, -levels, at_high, QUANTILE_TOLERANCE)
+        nothing = np.zeros(high.size)
+        return largest_below(within, nothing, high, -levels, at_high, QUANTILE_TOLERANCE, RESOLUTION * high)
 
 
 def distributions(mixtures: Sequence[Mixture], statistics: Collection[Statistic]) -> list[Distribution]:

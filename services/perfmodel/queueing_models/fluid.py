@@ -33,6 +33,9 @@ class FluidModel:
 
     A request runs in a batch of X + 1. Beyond capacity the batch and the queue are full and the excess is
     blocked. The KV cache does not enter.
+
+    Limits of validity: an engine far from its capacity, or bounds; waits below capacity are none, whatever the
+    load, and latencies near it are those of the mean batch only.
     """
 
     name: str = "fluid"

@@ -36,9 +36,7 @@ class InterferenceModel(CorrectedModel):
 
     def held_by(self, server: ServerModel, reasons: NDArray[np.int8], rows: Rows) -> NDArray[np.int8]:
         bounded = server.once("bounded by memory", lambda: np.zeros(1, dtype=bool))
-        held = (reasons != Saturation.NONE) & np.broadcast_to(bounded, int(np.prod(server.shape))).ravel()[
-            rows
-        ]
+        held = (reasons != Saturation.NONE) & np.broadcast_to(bounded, server.shape).ravel()[rows]
         return np.where(held, np.int8(Saturation.KV), reasons)
 
 

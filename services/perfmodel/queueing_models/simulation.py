@@ -161,6 +161,9 @@ class SimulationModel:
     token gaps, its mean is over requests. The wait is from arrival to the iteration that first works on the
     prompt. `capacity_rps` is the throughput with a queue that never empties. `max_rate` bisects over runs
     with the same random numbers: its answer carries the noise of one run, about 1 % of the rate.
+
+    Limits of validity: those of `engine`; lengths are gamma distributed and independent of each other, so tails
+    heavier than that need a trace (`serve`); at loads near capacity a run of the default length is noisy.
     """
 
     Settings: ClassVar[type[BaseModel]] = SimulationSettings
@@ -258,6 +261,11 @@ class SimulationModel:
             requests.arrival_s.size * self.settings.warm_up_share
         )
         served = counted & ~np.isnan(run.finish_s)
+        if not served.any():
+            raise ValueError(
+                f"none of the {served.size} simulated requests was served after the warm-up: the KV memory or the "
+                "queue is too small for them, or the run is too short"
+            )
         arrival, overhead = (
             requests.arrival_s,
             float(server.law.overhead_time(server.parameters, server.workload)),

@@ -39,7 +39,6 @@ class PlainEngine:
     kv_blocks: 0 is without limit. gaps_s: seconds between tokens, in no order.
     most_blocks, most_running, most_tokens: the largest seen at any iteration of blocks held, requests in service
         and tokens computed.
-    tied: whether two requests that entered together were candidates for preemption: which one is not promised.
     """
 
     costs: TokenCosts
@@ -55,7 +54,6 @@ class PlainEngine:
     most_blocks: int = 0
     most_running: int = 0
     most_tokens: int = 0
-    tied: bool = False
 
     def run(self, requests: list[Request]) -> None:
         """Serve requests in the order of their arrival; writes their times."""
@@ -74,11 +72,16 @@ class PlainEngine:
                     one.wanted = one.prompt
                     waiting.append(one)
 
-            while self.kv_blocks and len(decoding) > 1 and self.held(prefilling, decoding) > self.kv_blocks:
-                victim = max(decoding, key=lambda one: (one.admitted_s, one.entry))
-                self.tied |= sum(one.admitted_s == victim.admitted_s for one in decoding) > 1
-                decoding.remove(victim)
-                victim.wanted, victim.present, victim.last_token_s = victim.present, 0, now
+            while self.kv_blocks and self.held(prefilling, decoding) > self.kv_blocks:
+                if len(prefilling) + len(decoding) == 1:
+                    break
+                victim = max([*prefilling, *decoding], key=lambda one: one.entry)
+                if victim in decoding:
+                    decoding.remove(victim)
+                    victim.wanted, victim.last_token_s = victim.present, now
+                else:
+                    prefilling.remove(victim)
+                victim.present = 0
                 preempted.append(victim)
                 self.preemptions += 1
 

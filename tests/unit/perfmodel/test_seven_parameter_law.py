@@ -34,10 +34,11 @@ def test_its_iteration_solves_the_fixed_point_at_the_batch_that_a_rate_makes(
 
 
 @given(others=st.floats(0.0, 300.0), prompt=st.floats(0.0, 8000.0), output=st.floats(1.0, 2000.0))
-def test_a_prompt_is_computed_beside_the_decoding_of_the_others(
+def test_a_prompt_is_computed_beside_the_decoding_and_the_prompts_of_the_others(
     others: float, prompt: float, output: float
 ) -> None:
-    expected = A + others * (B_D + G * (prompt + output / 2.0)) + B_P * prompt + Q * prompt**2
+    own = B_P * prompt + Q * prompt**2
+    expected = A + others * (B_D + G * (prompt + output / 2.0) + own / output) + own
     found = LAW.prefill_time(PARAMETERS, others + 1.0, Workload(prompt, output))
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
