@@ -14,7 +14,6 @@ from services.perfmodel.problems.isolation import isolated
 from services.perfmodel.queueing import Binding, Distribution, QueueingModel, ServerModel, Statistic, Targets
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 Laws = Mapping[str, IterationLaw]
 """Iteration laws by name."""
