@@ -88,6 +88,7 @@ def run(progress: Progress) -> list[Table]:
                 f"a cycle every {_CYCLE_S:g} s of wall time.",
                 f"Replicas per server at the end: mean {mean:.2f}, largest {replicas[-1] if replicas else 0}.",
                 "The simulated fleet runs in the same process; collecting includes that it renders its pages.",
+                "The solver is greedy; auto and the exact ones may take their time limit on top.",
                 "Times are when messages were made (ce-time), except received: when a subscriber had the last one.",
             ),
         )

@@ -80,8 +80,7 @@ class ServerModel:
 
     def elements(self, shape: tuple[int, ...]) -> NDArray[np.intp]:
         """Which of the servers of `rows` every element of a shape is, flattened."""
-        count = int(np.prod(self.shape, dtype=np.int64))
-        alone = self.once("elements", lambda: np.arange(count))
+        alone = self.once("elements", lambda: np.arange(int(np.prod(self.shape, dtype=np.int64))))
         return alone if shape == self.shape else np.broadcast_to(alone.reshape(self.shape), shape).ravel()
 
     def once(self, name: str, make: Callable[[], T]) -> T:
@@ -159,7 +158,8 @@ class Targets:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape the targets broadcast to."""
-        return np.broadcast_shapes(*(np.shape(value) for value in vars(self).values()))
+        shapes = {np.shape(value) for value in vars(self).values()}
+        return shapes.pop() if len(shapes) == 1 else np.broadcast_shapes(*shapes)
 
     def spread(self, shape: tuple[int, ...]) -> "Targets":
         """The targets along one axis, after broadcasting to a shape."""

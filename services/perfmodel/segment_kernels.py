@@ -203,7 +203,7 @@ def size(
 
     table, segments, starts: servers, see `states`; overheads, capacities: (S,), seconds outside the engine and μ(N).
     rows: (E,), which of the servers an element is.
-    ttft, itl, blocked: (E,), bounds; infinite is none. Returns rates (E,), 0 where infeasible, causes (E,), and
+    ttft, itl, blocked: (E,), bounds; NaN is none. Returns rates (E,), 0 where infeasible, causes (E,), and
     states (E, STATE) at the rates. Newton's method in ln(rate), kept in its bracket.
     """
     count = rows.size

@@ -120,7 +120,7 @@ def with_throughput(
     workload: of servers along one axis; rows: (E,), which of them an element is.
     """
     tps = np.asarray(targets.tps)
-    if np.isnan(tps).all():
+    if not (tps > 0).any():
         return sizing
     sustained = throughput_rps * np.asarray(workload.output_tokens)[rows]
     short = sizing.feasible & (sustained < tps * (1.0 - RATE_ROUNDING))

@@ -56,7 +56,8 @@ class BirthDeathModel:
         self, server: ServerModel, targets: Targets, statistic: Statistic = Statistic.MEAN
     ) -> Sizing:
         self.capabilities.require(self.name, statistic)
-        shape = np.broadcast_shapes(server.shape, targets.shape)
+        shape, wanted = server.shape, targets.shape
+        shape = shape if shape == wanted else np.broadcast_shapes(shape, wanted)
         return Chains.of(server).size(targets.spread(shape), server.elements(shape)).reshaped(shape)
 
     def concurrency(

@@ -157,8 +157,7 @@ class Chains:
     def _sized(self, targets: Targets, rows: Rows) -> Sizing:
         compiled = kernels()
         assert compiled is not None
-        ttft, itl = (np.asarray(bound, float) for bound in (targets.ttft_s, targets.itl_s))
-        ttft, itl = np.where(np.isnan(ttft), np.inf, ttft), np.where(np.isnan(itl), np.inf, itl)
+        ttft, itl = np.ascontiguousarray(targets.ttft_s), np.ascontiguousarray(targets.itl_s)
         share, rows = np.ascontiguousarray(targets.max_blocked_share), np.ascontiguousarray(rows)
         rate, binding, found = compiled.size(
             self.table, self.segments, self.starts, self.overhead_s, self.full_rate, rows, ttft, itl, share
