@@ -189,6 +189,24 @@ def waiting_sums(x: float, queue: int) -> tuple[float, float, float, float]:
 
 
 @njit(cache=True)
+def queue_sums(x: float, queue: int) -> tuple[float, float, float, float, float]:
+    """`waiting_sums` for any x, and the scale of what is below the queue beside them.
+
+    Beyond x = 1 they are counted from the full queue down, on the scale of its last place, so that nothing overflows.
+    """
+    if x <= 1.0:
+        zero, weighted, squared, end = waiting_sums(x, queue)
+        return zero, weighted, squared, end, 1.0
+    zero, weighted, squared, end = waiting_sums(1.0 / x, queue)
+    top = queue + 1.0
+    squared = top * top * zero - 2.0 * top * weighted + squared
+    weighted = top * zero - weighted
+    if queue == 0:
+        return zero, weighted, squared, 1.0, 1.0
+    return zero, weighted, squared, x, math.exp(-(queue - 1.0) * math.log(x))
+
+
+@njit(cache=True)
 def affine_state(rate: float, row: Array, state: Array) -> None:
     """Write what admitted arrivals find at a rate above zero of a row of servers; see `states`."""
     iterations, base, slope, log_coef = row[0], row[1], row[2], row[3]
@@ -204,23 +222,8 @@ def affine_state(rate: float, row: Array, state: Array) -> None:
         below, below_one, below_two, last, first = added_sums(rate, iterations, base, slope, places)
 
     x = rate * iterations * (base + slope * n) / n
-    if x <= 1.0:
-        zero, weighted, squared, end = waiting_sums(x, queue)
-    else:
-        # Counted from the full queue down, on the scale of its last place, so that nothing overflows.
-        zero, weighted, squared, end = waiting_sums(1.0 / x, queue)
-        top = queue + 1.0
-        squared = top * top * zero - 2.0 * top * weighted + squared
-        weighted = top * zero - weighted
-        scale, end = 1.0, 1.0
-        if queue > 0:
-            scale, end = math.exp(-(queue - 1.0) * math.log(x)), x
-        below, below_one, below_two, first = (
-            below * scale,
-            below_one * scale,
-            below_two * scale,
-            first * scale,
-        )
+    zero, weighted, squared, end, scale = queue_sums(x, queue)
+    below, below_one, below_two, first = below * scale, below_one * scale, below_two * scale, first * scale
     zero, weighted, squared, end = zero * last, weighted * last, squared * last, end * last
 
     # Found: the number in system; from n = N + j an arrival waits for j + 1 departures.

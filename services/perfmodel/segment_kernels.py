@@ -29,7 +29,7 @@ from services.perfmodel.affine_kernels import (
     TOKEN,
     WAITED,
     affine_state,
-    waiting_sums,
+    queue_sums,
 )
 from services.perfmodel.law import Array
 from services.perfmodel.root_finding import Rows
@@ -84,18 +84,9 @@ def segment_state(rate: float, row: Array, segments: Array, state: Array) -> Non
             weight = 1.0
     full_s = service / n
     x = rate * full_s
-    if x <= 1.0:
-        zero, weighted, squared, end = waiting_sums(x, queue)
-    else:
-        zero, weighted, squared, end = waiting_sums(1.0 / x, queue)
-        top = queue + 1.0
-        squared = top * top * zero - 2.0 * top * weighted + squared
-        weighted = top * zero - weighted
-        scale, end = 1.0, 1.0
-        if queue > 0:
-            scale, end = math.exp(-(queue - 1.0) * math.log(x)), x
-        sums *= scale
-        first *= scale
+    zero, weighted, squared, end, scale = queue_sums(x, queue)
+    sums *= scale
+    first *= scale
     zero, weighted, squared, end = zero * weight, weighted * weight, squared * weight, end * weight
 
     admitted = sums[0] + zero
