@@ -10,13 +10,15 @@ the point forecast than twice the furthest rise of late. As that halves over the
 least the largest rise kept, and coverage falls by at most 1/(n+1).
 """
 
+from statistics import NormalDist
+
 import numpy as np
-from scipy.special import ndtri
 
 from services.predictor.history import Floats
 
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99)
 LEVEL = np.array(LEVELS)
+_NORMAL = NormalDist()
 # The largest level below 1 in floating point; that of very many windows rounds to 1.
 _SURE = 1.0 - 2.0**-53
 
@@ -52,7 +54,7 @@ def poisson_largest(rates_rps: Floats, width_s: float, steps: int) -> Floats:
     The largest of m counts is below x with probability F(x)^m; F by the Cornish–Fisher expansion to first order.
     """
     mean = rates_rps[:, None] * width_s
-    z = ndtri(np.minimum(LEVEL ** (1.0 / steps), _SURE))
+    z = np.array([_NORMAL.inv_cdf(level) for level in np.minimum(LEVEL ** (1.0 / steps), _SURE)])
     largest = mean + z * np.sqrt(mean) + (z * z - 1.0) / 6.0
     return np.where(mean > 0, np.maximum(largest, 0.0) / width_s, 0.0)
 

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+LOOP, LOOP_S = 2_000_000, 0.12
+"""A loop in Python, and the seconds that it takes where the bound on imports is meant: 60 ns a turn."""
 
 
 def test_the_import_rules_hold() -> None:
@@ -35,16 +37,20 @@ def test_a_service_imports_in_under_a_second_and_without_the_heavy_libraries() -
     )
     for service in ("collector", "tuner", "predictor", "optimizer", "actuator"):
         program = (
-            f"import sys, time; began = time.process_time(); import services.{service}.service; "
-            f"print(time.process_time() - began); print([m for m in {heavy!r} if m in sys.modules])"
+            "import sys, time; began = time.process_time()\n"
+            f"for number in range({LOOP}): number + 1\n"
+            "looped = time.process_time()\n"
+            f"import services.{service}.service\n"
+            "print((time.process_time() - looped) / (looped - began))\n"
+            f"print([m for m in {heavy!r} if m in sys.modules])"
         )
-        seconds = []
-        for _ in range(3):
+        loops = []
+        while len(loops) < 5 and not (loops and min(loops) * LOOP_S < 1.0):
             said = subprocess.run(
                 [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
             )
             took, loaded = said.stdout.splitlines()
             assert loaded == "[]", (service, loaded)
-            seconds.append(float(took))
-        # The least of three: what else runs on the machine can only add to it.
-        assert min(seconds) < 1.0, (service, seconds)
+            loops.append(float(took))
+        # The least of five, in units of a loop: how fast the machine is, and what else it does, is in both.
+        assert min(loops) * LOOP_S < 1.0, (service, loops)

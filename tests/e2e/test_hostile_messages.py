@@ -159,6 +159,7 @@ async def flood(
             await until(lambda: keeping_up(bus), 20, "the readers keep up")
     for number, request in requests:
         await stranger.ask(number, *request)
+    await until(partial(going_on, SLICES), 30, "a generation in every slice of the flood")
 
 
 async def keeping_up(bus: Bus) -> bool:
