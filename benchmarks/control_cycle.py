@@ -1,19 +1,26 @@
-"""One control cycle of a fleet, from the poll to the last decision, as the messages themselves tell it."""
+"""One control cycle of a fleet, from the poll to the last decision, as the messages themselves tell it.
+
+Measured twice: with a process for each service, as it is deployed, and with all of them in one.
+"""
 
 import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from benchmarks.deployment import SERVICES, Deployment
 from benchmarks.fleets import fleet_of, write
 from benchmarks.report import Progress, Table, quantile
-from schemas.topics import topic_of_subject
-from services.allinone import Options, Running, started
+from schemas.topics import ROOT, topic_of_subject
+from services.allinone import Options, started
+from services.runtime.bus import Bus
+from services.runtime.embedded import EmbeddedServer
 from services.runtime.envelope import Raw
+from services.runtime.settings import BusSettings
 
 _SERVERS, _CYCLE_S = 100, 2.0
 _CYCLES, _WARM_UP = 40, 5
@@ -67,8 +74,14 @@ class Cycle:
 
 
 def run(progress: Progress) -> list[Table]:
-    """Measure one fleet of 100 servers; takes about 100 s."""
-    cycles = asyncio.run(_watched(progress))
+    """Measure one fleet of 100 servers in both layouts; takes about four minutes."""
+    return [
+        _table("a process for each service", asyncio.run(_deployed(progress))),
+        _table("all in one process", asyncio.run(_in_one(progress))),
+    ]
+
+
+def _table(layout: str, cycles: list[Cycle]) -> Table:
     complete = [cycle for cycle in cycles if cycle.complete(_SERVERS)]
     spans: dict[str, list[float]] = {name: [] for name in _STAGES}
     for cycle in complete:
@@ -78,46 +91,63 @@ def run(progress: Progress) -> list[Table]:
     rows = [(name, *(quantile(ms, share) for share in (0.5, 0.95, 1.0))) for name, ms in spans.items()]
     replicas = sorted(n for cycle in cycles[-1:] for n in cycle.replicas)
     mean = sum(replicas) / len(replicas) if replicas else 0.0
-    return [
-        Table(
-            title=f"Control cycle of {_SERVERS} servers, 10 models, 4 accelerator types, all in one process (ms)",
-            columns=("stage", "p50", "p95", "max"),
-            rows=tuple(rows),
-            notes=(
-                f"{len(complete)} of {len(cycles)} cycles were complete, after {_WARM_UP} to warm up; "
-                f"a cycle every {_CYCLE_S:g} s of wall time.",
-                f"Replicas per server at the end: mean {mean:.2f}, largest {replicas[-1] if replicas else 0}.",
-                "The simulated fleet runs in the same process; collecting includes that it renders its pages.",
-                "The solver is greedy; auto and the exact ones may take their time limit on top.",
-                "Times are when messages were made (ce-time), except received: when a subscriber had the last one.",
-            ),
-        )
-    ]
+    return Table(
+        title=f"Control cycle of {_SERVERS} servers, 10 models, 4 accelerator types, {layout} (ms)",
+        columns=("stage", "p50", "p95", "max"),
+        rows=tuple(rows),
+        notes=(
+            f"{len(complete)} of {len(cycles)} cycles were complete, after {_WARM_UP} to warm up; "
+            f"a cycle every {_CYCLE_S:g} s of wall time.",
+            f"Replicas per server at the end: mean {mean:.2f}, largest {replicas[-1] if replicas else 0}.",
+            "The simulated fleet and the NATS server share the machine; collecting includes rendering its pages.",
+            "The solver is greedy; auto and the exact ones may take their time limit on top.",
+            "Times are when messages were made (ce-time), except received: when a subscriber had the last one.",
+        ),
+    )
 
 
-async def _watched(progress: Progress) -> list[Cycle]:
+async def _deployed(progress: Progress) -> list[Cycle]:
+    with tempfile.TemporaryDirectory() as folder:
+        fleet, plant = write(fleet_of(_SERVERS), Path(folder))
+        async with EmbeddedServer(Path(folder) / "bus") as server:
+            deployment = Deployment(
+                server.url, Path(folder), fleet.read_text(), plant.read_text(), 1.0, _CYCLE_S
+            )
+            await asyncio.to_thread(deployment.apply_bus)
+            watcher = await Bus.connect(BusSettings(url=server.url), "watch")
+            try:
+                for service in SERVICES:
+                    deployment.start(service)
+                return await _cycles(watcher.listen(f"{ROOT}.>"), progress)
+            finally:
+                await asyncio.to_thread(deployment.stop)
+                await watcher.close()
+
+
+async def _in_one(progress: Progress) -> list[Cycle]:
     with tempfile.TemporaryDirectory() as folder:
         fleet, plant = write(fleet_of(_SERVERS), Path(folder))
         options = Options(
             fleet, plant, speed=1.0, cycle_s=_CYCLE_S, store=Path(folder) / "bus", prometheus=False
         )
-        async with started(options) as running, asyncio.timeout(30 + 3 * _CYCLE_S * (_CYCLES + _WARM_UP)):
-            return await _cycles(running, progress)
+        async with started(options) as running:
+            return await _cycles(running.messages, progress)
 
 
-async def _cycles(running: Running, progress: Progress) -> list[Cycle]:
+async def _cycles(messages: AsyncIterator[Raw], progress: Progress) -> list[Cycle]:
     """The cycles after the warm-up, until the one after the last has begun."""
     seen: dict[str, Cycle] = {}
-    async for raw in running.messages:
-        received_s = time.time()
-        for topic, name, at_s in _marks(raw):
-            cycle = seen.setdefault(name, Cycle(float(name.removeprefix("cycle-"))))
-            cycle.note(topic, at_s, received_s)
-            if topic == "telemetry.observed":
-                cycle.replicas.append(len(json.loads(raw.data).get("replicas", ())))
-        if len(seen) > _WARM_UP + _CYCLES:
-            break
-        progress.say(f"control cycle {max(0, len(seen) - _WARM_UP)} of {_CYCLES}")
+    async with asyncio.timeout(60 + 3 * _CYCLE_S * (_CYCLES + _WARM_UP)):
+        async for raw in messages:
+            received_s = time.time()
+            for topic, name, at_s in _marks(raw):
+                cycle = seen.setdefault(name, Cycle(float(name.removeprefix("cycle-"))))
+                cycle.note(topic, at_s, received_s)
+                if topic == "telemetry.observed":
+                    cycle.replicas.append(len(json.loads(raw.data).get("replicas", ())))
+            if len(seen) > _WARM_UP + _CYCLES:
+                break
+            progress.say(f"control cycle {max(0, len(seen) - _WARM_UP)} of {_CYCLES}")
     return list(seen.values())[_WARM_UP:-1]
 
 

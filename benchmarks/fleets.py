@@ -93,7 +93,7 @@ def write(fleet: FleetDeclared, folder: Path) -> tuple[Path, Path]:
     fleet_path.write_text(fleet.model_dump_json(exclude={"declared_at_s", "revision"}, exclude_none=True))
     plant = plant_of(fleet)
     needed = dict(zip((s.name for s in fleet.servers), replicas_needed(fleet), strict=True))
-    servers = tuple(
+    servers = [
         server.model_copy(
             update={
                 "initial": [
@@ -102,7 +102,7 @@ def write(fleet: FleetDeclared, folder: Path) -> tuple[Path, Path]:
             }
         )
         for server in plant.servers
-    )
+    ]
     plant_path.write_text(plant.model_copy(update={"servers": servers}).model_dump_json(exclude_none=True))
     return fleet_path, plant_path
 

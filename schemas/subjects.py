@@ -6,6 +6,7 @@ of the UTF-8 form is written ``=XX`` in upper-case hexadecimal. The mapping is o
 """
 
 import re
+from functools import lru_cache
 from zlib import crc32
 
 PARTITIONS = 64
@@ -13,6 +14,7 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 _TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 
 
+@lru_cache(maxsize=16_384)
 def encode_token(name: str) -> str:
     """Write a name as one subject token.
 
@@ -37,6 +39,7 @@ def decode_token(token: str) -> str:
     return name
 
 
+@lru_cache(maxsize=16_384)
 def partition_of(model: str) -> str:
     """The partition that all telemetry of a model goes through, so that one tuner sees all of it."""
     return str(crc32(model.encode()) % PARTITIONS)

@@ -223,7 +223,8 @@ class Chassis:
         acks = [raw for raw, _, _ in found.done]
         if found.good:
             acks += await self._handle(found.good)
-        await _side_by_side(self._bus.ack(raw) for raw in acks)
+        for raw in acks:
+            await self._bus.ack(raw)
         self.metrics.handle.labels(self.service.name).observe(time.perf_counter() - began)
 
     async def _handle(self, good: list[tuple[Raw, Event]]) -> list[Raw]:
@@ -254,10 +255,14 @@ class Chassis:
         self._intake.remember(events)
         self._handled += len(events)
         now_s = self.clock.now_s()
+        ages_s: dict[str, list[float]] = {}
         for event in events:
-            self.metrics.messages.labels(self.service.name, event.topic.name, "handled").inc()
-            age = self.metrics.event_age.labels(self.service.name, event.topic.name)
-            age.observe(max(0.0, now_s - event.as_of_s))
+            ages_s.setdefault(event.topic.name, []).append(max(0.0, now_s - event.as_of_s))
+        for topic, several in ages_s.items():
+            self.metrics.messages.labels(self.service.name, topic, "handled").inc(len(several))
+            observed = self.metrics.event_age.labels(self.service.name, topic)
+            for age_s in several:
+                observed.observe(age_s)
         return [raw for raw, _ in good]
 
     async def _park(self, raw: Raw, reason: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from schemas.base import Contract
+from schemas.base import Contract, unit_stem
 from schemas.topics import MAX_MESSAGE_BYTES, TOPIC_BY_PAYLOAD, Topic, topic_of_subject
 from services.runtime.errors import Reject, TooLarge
 
@@ -153,7 +154,7 @@ def decode(raw: Raw) -> Event:
         as_of_s=topic.as_of_s(payload),
         correlation_id=unquote(headers.get("ce-correlationid", "")),
         expires_at_s=_earlier(
-            _unix(expiry, "ce-expirytime") if expiry else None, getattr(payload, "expires_at_s", None)
+            _unix(expiry, "ce-expirytime") if expiry else None, vars(payload).get("expires_at_s")
         ),
         sequence=raw.sequence,
     )
@@ -162,12 +163,22 @@ def decode(raw: Raw) -> Event:
 def problems(error: ValidationError, most: int = 3) -> str:
     """What a validation found, in one line: where, what was expected, what was there."""
     found = [
-        f"{'.'.join(str(part)[:80] for part in e['loc']) or 'whole'}: {e['msg'][:1000]}, "
+        f"{'.'.join(str(part)[:80] for part in e['loc']) or 'whole'}: {_expected(e)[:1000]}, "
         f"got {_short(e.get('input'))}"
         for e in error.errors(include_url=False, include_context=False)
     ]
     more = f"; and {len(found) - most} more" if len(found) > most else ""
     return "; ".join(found[:most]) + more
+
+
+def _expected(detail: ErrorDetails) -> str:
+    """What one error says; of a field that is missing, whether it is there in another unit."""
+    given, name = detail["input"], str(detail["loc"][-1]) if detail["loc"] else ""
+    if detail["type"] == "missing" and isinstance(given, Mapping):
+        for other in given:
+            if isinstance(other, str) and unit_stem(other) == unit_stem(name):
+                return f"field {other!r} is in another unit: {name!r} is expected"
+    return detail["msg"]
 
 
 def rfc3339(unix_s: float) -> str:

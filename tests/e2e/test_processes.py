@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from deployment import SERVICES, Deployment
 from ledger import Ledger, read_ledger
 from scenario import FLEET, PLANT, SERVERS
 
+from benchmarks.deployment import SERVICES, Deployment
 from schemas.base import Quality
 from schemas.plan import Allocation
 from services.runtime.bus import Bus

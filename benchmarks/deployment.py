@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 STOKER = str(Path(sys.executable).parent / "stoker")
 SERVICES = ("simulator", "collector", "tuner", "predictor", "optimizer", "actuator")
 
