@@ -1,12 +1,16 @@
 """The predictor on the bus: every window in its order, a forecast for each."""
 
 import asyncio
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from schemas.base import Contract
+from schemas.forecast import ForecastIssued
 from schemas.request import ForecastAnswered, ForecastRequested
-from schemas.telemetry import TelemetryObserved
+from schemas.subjects import partition_of
+from schemas.telemetry import InventoryObserved, TelemetryObserved
 from services.predictor.core import UNKNOWN_STARTUP_S, State, Taken, observe, played_back, step
 from services.predictor.forecaster import Forecaster
 from services.predictor.journal import Journal, number_of, written
@@ -47,6 +51,15 @@ class PredictorService(Service):
         self._state = State()
         self._journal = Journal()
         self._warm: Mapping[str, Series] = {}
+        self._partition = ""
+
+    def part(self, partition: str) -> "PredictorService":
+        part = copy.copy(self)
+        part._partition, part._state, part._journal = partition, State(), Journal()
+        return part
+
+    def concerns(self, payload: Contract) -> bool:
+        return not isinstance(payload, InventoryObserved) or partition_of(payload.model) == self._partition
 
     async def open(self) -> None:
         try:
@@ -157,4 +170,5 @@ class PredictorService(Service):
         return {"forecast": self._answer_forecast}
 
     async def _answer_forecast(self, request: ForecastRequested) -> ForecastAnswered:
-        return ForecastAnswered(forecast=self._state.issued.get(request.server))
+        found = await self.host.newest(ForecastIssued, server=request.server)
+        return ForecastAnswered(forecast=found[0] if found else None)

@@ -80,10 +80,11 @@ class Wire:
     stream: str
 
 
-def encode(emit: Emit, source: str, now_s: float) -> Wire:
+def encode(emit: Emit, source: str, now_s: float, instance: str = "") -> Wire:
     """Write a fact as subject, body and headers.
 
-    Parameters: source, the publishing service; now_s, Unix seconds. Raises TooLarge above 900 KiB.
+    Parameters: source, the publishing service; now_s, Unix seconds; instance, which copy of the service.
+    Raises TooLarge above 900 KiB.
     """
     topic = TOPIC_BY_PAYLOAD[type(emit.payload)]
     subject = topic.subject(emit.payload)
@@ -101,6 +102,8 @@ def encode(emit: Emit, source: str, now_s: float) -> Wire:
         "content-type": "application/json",
         "Nats-Msg-Id": message_id,
     }
+    if instance:
+        headers["ce-instance"] = quote(instance, safe="/:-_.")
     if emit.correlation_id:
         headers["ce-correlationid"] = quote(emit.correlation_id, safe="/:-_.")
         trace = hashlib.blake2b(emit.correlation_id.encode(), digest_size=16).hexdigest()

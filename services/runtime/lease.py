@@ -18,6 +18,10 @@ from services.runtime.errors import Fatal, Retry
 _MARGIN = 0.8
 
 
+class LeaseLost(Fatal):
+    """Another instance holds the lease."""
+
+
 class LeaseStore(Protocol):
     """The part of a bucket that a lease needs."""
 
@@ -51,6 +55,7 @@ class Lease:
         self._monotonic = monotonic
         self._revision: int | None = None
         self._valid_until = float("-inf")
+        self._seen_revision, self._seen_at = -1, monotonic()
 
     @property
     def held(self) -> bool:
@@ -59,25 +64,40 @@ class Lease:
 
     async def acquire(self) -> None:
         """Wait until this instance holds the lease."""
-        seen_revision, seen_at = -1, self._monotonic()
         while True:
-            asked_at = self._monotonic()
-            try:
-                entry = await self._store.get(self._key)
-                if entry is None:
-                    return self._won(await self._store.create(self._key, self._record()), asked_at)
-                value, revision = entry
-                if revision != seen_revision:
-                    seen_revision, seen_at = revision, self._monotonic()
-                free = self._monotonic() - seen_at >= self._term_s
-                if free or _holder_of(value) == self._holder:
-                    return self._won(await self._store.update(self._key, self._record(), revision), asked_at)
-            except (Conflict, Retry):
-                pass
+            with contextlib.suppress(Retry):
+                if await self.attempt(await self._store.get(self._key)):
+                    return
             await asyncio.sleep(self._term_s / 10)
 
+    async def attempt(self, entry: tuple[bytes, int] | None) -> bool:
+        """Take the lease if it is free or one's own; returns whether it is held.
+
+        entry: the record as it was just read, and its revision; nothing where there is none. A lease counts as
+        free once it was shown here with one revision for a whole term.
+        """
+        if not self.free(entry):
+            return False
+        asked_at = self._monotonic()
+        with contextlib.suppress(Conflict, Retry):
+            if entry is None:
+                self._won(await self._store.create(self._key, self._record()), asked_at)
+            else:
+                self._won(await self._store.update(self._key, self._record(), entry[1]), asked_at)
+        return self.held
+
+    def free(self, entry: tuple[bytes, int] | None) -> bool:
+        """Look at a record as it was just read; returns whether this instance may try to take the lease."""
+        if entry is None:
+            return True
+        value, revision = entry
+        now = self._monotonic()
+        if revision != self._seen_revision:
+            self._seen_revision, self._seen_at = revision, now
+        return now - self._seen_at >= self._term_s or _holder_of(value) == self._holder
+
     async def keep(self) -> None:
-        """Renew for ever; raises Fatal once another instance has the lease."""
+        """Renew for ever; raises LeaseLost once another instance has the lease."""
         wait_s = self._term_s / 3
         while True:
             await asyncio.sleep(wait_s)
@@ -105,7 +125,7 @@ class Lease:
             return
         self._valid_until = float("-inf")
         other = _holder_of(entry[0]) if entry is not None else "nobody"
-        raise Fatal(f"the lease {self._key!r} was lost to {other}")
+        raise LeaseLost(f"the lease {self._key!r} was lost to {other}")
 
     async def release(self) -> None:
         """Give the lease up, so that another instance need not wait; without the bus, silence frees it."""

@@ -57,7 +57,13 @@ class Metrics:
         )
         self.active = Gauge(
             "stoker_active",
-            "1 while this instance holds the lease of its service.",
+            "1 while this instance holds the lease of its service, or of a part of it.",
+            ("service",),
+            registry=self.registry,
+        )
+        self.partitions = Gauge(
+            "stoker_partitions",
+            "Partitions that this instance holds, of a service that has them.",
             ("service",),
             registry=self.registry,
         )

@@ -2,13 +2,14 @@
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from schemas.base import Contract
 from services.runtime.clock import Clock
 from services.runtime.envelope import Emit, Event
 from services.runtime.metrics import Metrics
 
+C = TypeVar("C", bound=Contract)
 Task = Callable[[], Coroutine[Any, Any, None]]
 VerbHandler = Callable[[Any], Awaitable[Contract]]
 
@@ -59,6 +60,9 @@ class Host(Protocol):
         Raises as `transact` does.
         """
 
+    async def newest(self, payload: type[C], **keys: str) -> list[C]:
+        """The newest message of each subject of a topic, of those with these keys; raises Retry."""
+
 
 class Service:
     """A service's shell: it turns events into calls of a pure core, and the core's outputs into an Outcome."""
@@ -72,6 +76,18 @@ class Service:
 
     async def open(self) -> None:
         """Make ready what lies outside the bus."""
+
+    def part(self, partition: str) -> "Service":
+        """A service of its own for one partition, that has learned nothing yet, for a service that has them.
+
+        The one that makes parts handles no messages: it opens, sees the newest of what all instances see, and
+        answers requests.
+        """
+        raise NotImplementedError(f"{self.name} has no parts")
+
+    def concerns(self, payload: Contract) -> bool:
+        """Whether a part has any use for a message that all instances see."""
+        return True
 
     def restore(self, snapshots: Mapping[str, bytes]) -> None:
         """Take up the state that an earlier instance saved."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from schemas.subjects import PARTITIONS
 from schemas.topics import ROOT, TOPICS, Delivery, Stream
 
 SNAPSHOTS = "SNAPSHOTS"
@@ -71,8 +72,27 @@ def topology() -> Topology:
     return Topology(tuple(streams), tuple(consumers), (SNAPSHOTS, LEASES))
 
 
+def partitioned(service: str) -> bool:
+    """Whether instances of a service share its work: it needs every message of a topic that has partitions."""
+    return any("partition" in t.keys and t.consumers.get(service) is Delivery.EVERY for t in TOPICS)
+
+
+def consumer_of_partition(service: str, partition: str) -> ConsumerSpec:
+    """The durable consumer of one partition of what a partitioned service needs every message of."""
+    (topic,) = (t for t in TOPICS if "partition" in t.keys and t.consumers.get(service) is Delivery.EVERY)
+    keys = (partition if key == "partition" else "*" for key in topic.keys)
+    subject = ".".join((topic.prefix, *keys))
+    return ConsumerSpec(topic.stream.value, f"{service}-{partition}", (subject,), newest_only=False)
+
+
 def consumers_of(service: str) -> tuple[ConsumerSpec, ...]:
-    """The durable consumers of one service: one for each stream that it reads."""
+    """The durable consumers of one service: one for each stream that it reads.
+
+    A partitioned service has one for each partition. What it needs only the newest of, each of its instances
+    follows for itself.
+    """
+    if partitioned(service):
+        return tuple(consumer_of_partition(service, str(number)) for number in range(PARTITIONS))
     specs = []
     for stream in Stream:
         wanted = [t for t in TOPICS if t.stream is stream and service in t.consumers]

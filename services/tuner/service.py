@@ -1,15 +1,18 @@
 """The tuner on the bus: every window in its order, new parameters for the pairs that learned from it."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from schemas.fleet import FleetDeclared
+from schemas.parameters import ParametersEstimated
 from schemas.request import ParametersAnswered, ParametersRequested
+from schemas.subjects import partition_of
 from schemas.telemetry import TelemetryObserved
 from services.runtime import plugins
 from services.runtime.envelope import Emit, Event
 from services.runtime.service import Outcome, Service, VerbHandler
-from services.tuner.core import Setup, State, dump, load, parameters_in_force, step
+from services.tuner.core import Setup, State, dump, load, step
 from services.tuner.settings import Settings
 
 
@@ -33,6 +36,17 @@ class TunerService(Service):
         )
         self._state = State()
         self._fleet: FleetDeclared | None = None
+        self._partition = ""
+
+    def part(self, partition: str) -> "TunerService":
+        part = copy.copy(self)
+        part._partition, part._state, part._fleet = partition, State(), None
+        return part
+
+    def _own(self, fleet: FleetDeclared) -> FleetDeclared:
+        """A fleet with the models of this part alone."""
+        models = tuple(m for m in fleet.models if partition_of(m.name) == self._partition)
+        return fleet.model_copy(update={"models": models})
 
     def restore(self, snapshots: Mapping[str, bytes]) -> None:
         for key, raw in snapshots.items():
@@ -44,7 +58,7 @@ class TunerService(Service):
     def hydrate(self, events: Sequence[Event]) -> None:
         for event in events:
             if isinstance(event.payload, FleetDeclared):
-                self._fleet = event.payload
+                self._fleet = self._own(event.payload) if self._partition else event.payload
 
     def handle(self, events: Sequence[Event]) -> Outcome:
         windows: list[TelemetryObserved] = []
@@ -55,7 +69,7 @@ class TunerService(Service):
                 windows.append(event.payload)
                 cycle = event.correlation_id
             elif isinstance(event.payload, FleetDeclared):
-                fleet = event.payload
+                fleet = self._own(event.payload)
         state, out = step(self._state, windows, fleet, self.host.clock.now_s(), self._setup)
         for refusal in out.refused:
             self.host.log.warning("declared parameters left out", reason=refusal)
@@ -75,11 +89,8 @@ class TunerService(Service):
         return {"parameters": self._answer_parameters}
 
     async def _answer_parameters(self, request: ParametersRequested) -> ParametersAnswered:
-        found = parameters_in_force(self._state, self._setup)
-        return ParametersAnswered(
-            parameters=tuple(
-                p
-                for p in found
-                if request.model in (None, p.model) and request.accelerator in (None, p.accelerator)
-            )
-        )
+        asked = {"model": request.model, "accelerator": request.accelerator}
+        found = await self.host.newest(ParametersEstimated, **{k: v for k, v in asked.items() if v})
+        models = self._fleet.models if self._fleet is not None else ()
+        declared = {(model.name, profile.accelerator) for model in models for profile in model.profiles}
+        return ParametersAnswered(parameters=tuple(p for p in found if (p.model, p.accelerator) in declared))

@@ -40,11 +40,15 @@ class Bucket:
         self._newest = newest
         self._store = store
 
-    async def all(self) -> dict[str, bytes]:
-        """Every key of this service with its value."""
+    async def all(self, *groups: str) -> dict[str, tuple[bytes, int]]:
+        """Every key of this service with its value and revision; raises Retry.
+
+        groups: only keys that begin with one of these tokens.
+        """
+        filters = [f"{self._prefix}{group}.>" for group in groups] or [f"{self._prefix}>"]
         return {
-            raw.subject.removeprefix(self._prefix): raw.data
-            for raw in await self._newest(self._stream, [f"{self._prefix}>"])
+            raw.subject.removeprefix(self._prefix): (raw.data, raw.sequence)
+            for raw in await self._newest(self._stream, filters)
             if raw.headers.get("KV-Operation") not in ("DEL", "PURGE")
         }
 

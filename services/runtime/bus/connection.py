@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import nats.errors
 from nats.aio.client import Client
@@ -54,7 +55,7 @@ class Bus:
         self._client = client
         self._settings = settings
         self._jetstream = client.jetstream(timeout=settings.publish_timeout_s)
-        self._pulls: list[Pull] = []
+        self._pulls: WeakSet[Pull] = WeakSet()
         self._micro: Service | None = None
         self._in_flight: set[asyncio.Task[None]] = set()
         self._refusals: dict[str, str] = {}
@@ -75,7 +76,7 @@ class Bus:
                 bus._closed.set()
 
         async def reconnected() -> None:
-            for pull in bus._pulls if bus else ():
+            for pull in list(bus._pulls) if bus else ():
                 pull.reopen()
 
         options: dict[str, Any] = {
@@ -199,7 +200,35 @@ class Bus:
             await streams.verify_consumer(self._jetstream, spec)
         pull = Pull(self._client, spec.stream, spec.name, self._settings.batch)
         await pull.start()
-        self._pulls.append(pull)
+        self._pulls.add(pull)
+        return pull
+
+    async def last_sequence(self, stream: str) -> int:
+        """The place of the last message of a stream; raises Retry."""
+        with _passing(f"looking at {stream}"):
+            return (await self._jetstream.stream_info(stream)).state.last_seq
+
+    async def follow(self, stream: str, filters: Sequence[str], after: int) -> "Pull":
+        """All messages after a place in a stream, for this instance alone; raises Retry.
+
+        The consumer is the server's for as long as it is read from; where it is gone, `next` raises
+        TopologyDrift, and following again goes on.
+        """
+        name = f"{self.service}-follow-{self._client._nuid.next().decode()}"
+        config = ConsumerConfig(
+            name=name,
+            filter_subjects=list(filters),
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=after + 1,
+            ack_policy=AckPolicy.NONE,
+            inactive_threshold=30.0,
+            mem_storage=True,
+        )
+        with _passing(f"following {stream}"):
+            await self._jetstream.add_consumer(stream, config, timeout=10.0)
+        pull = Pull(self._client, stream, name, self._settings.batch, gone_s=1.0)
+        await pull.start()
+        self._pulls.add(pull)
         return pull
 
     async def newest(self, stream: str, filters: Sequence[str]) -> list[Raw]:
@@ -364,7 +393,7 @@ class Bus:
     async def close(self) -> None:
         """End requests and pulls, send what is pending, disconnect."""
         await self.stop_requests()
-        for pull in self._pulls:
+        for pull in list(self._pulls):
             await pull.stop()
         if self._client.is_connected:
             with contextlib.suppress(nats.errors.Error, TimeoutError):

@@ -22,9 +22,15 @@ _ENDED = ("404", "408")
 
 
 class Pull:
-    """Open pull requests on one consumer."""
+    """Open pull requests on one consumer.
 
-    def __init__(self, client: Client, stream: str, consumer: str, batch: int) -> None:
+    gone_s: seconds for which the server may know no such consumer before that is an error.
+    """
+
+    def __init__(
+        self, client: Client, stream: str, consumer: str, batch: int, gone_s: float = _GONE_S
+    ) -> None:
+        self._gone_s = gone_s
         self._client = client
         self._stream = stream
         self._ask_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
@@ -49,6 +55,11 @@ class Pull:
         self._heard_s = asyncio.get_running_loop().time()
         self._arrived.put_nowait(message)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more will come."""
+        return self._stopping
+
     def reopen(self) -> None:
         """Forget the open requests, which a new connection does not know."""
         self._open = 0
@@ -58,7 +69,7 @@ class Pull:
 
         With `linger_s` it waits that long for more after the first.
 
-        Raises TopologyDrift when the server has known no such consumer for half a minute.
+        Raises TopologyDrift when the server has known no such consumer for that long.
         """
         loop = asyncio.get_running_loop()
         found: list[Raw] = []
@@ -73,7 +84,7 @@ class Pull:
                 # A server that restarted has forgotten the requests; its heartbeats stop.
                 if loop.time() - self._heard_s > _SILENCE_S:
                     self.reopen()
-            if self._rebuffed_s is not None and loop.time() - self._rebuffed_s > _GONE_S:
+            if self._rebuffed_s is not None and loop.time() - self._rebuffed_s > self._gone_s:
                 raise TopologyDrift(f"{self._ask_subject} has no answer; run `stoker bus apply`")
             if found and linger_s:
                 await asyncio.sleep(linger_s)
