@@ -5,7 +5,7 @@ its share.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ from services.runtime.service import Service
 from services.runtime.settings import RuntimeSettings
 from services.runtime.topology import LEASES, SNAPSHOTS, consumers_of, newest_filters, partitioned
 from services.runtime.version import VERSION
-from services.runtime.worker import Line, Worker, newest_events, side_by_side
+from services.runtime.worker import Line, Worker, ended, newest_events, side_by_side
 
 
 class Chassis:
@@ -110,7 +110,7 @@ class Chassis:
         try:
             await self._serve(line, self._host, lease, keeping)
         finally:
-            await _ended(keeping)
+            await ended(keeping)
 
     async def _serve(
         self, line: Line, worker: Worker, lease: Lease, keeping: list[asyncio.Task[None]]
@@ -153,8 +153,9 @@ class Chassis:
                 ),
             ]
             await self._until_stopped(working, [], line.bus)
-        finally:
             await parts.give_back_all()
+        finally:
+            await parts.close()
             await self.service.close()
 
     def _run_begins(self) -> None:
@@ -178,7 +179,7 @@ class Chassis:
             if consuming:
                 await asyncio.wait(consuming, timeout=10)
         finally:
-            await _ended([*working, stopping])
+            await ended([*working, stopping])
 
     async def _unless_stopped(self, waiting: Coroutine[Any, Any, None], bus: Bus) -> bool:
         task, stopping = asyncio.create_task(waiting), asyncio.create_task(self._stop.wait())
@@ -191,7 +192,7 @@ class Chassis:
                 task.result()
             return task.done()
         finally:
-            await _ended([task, stopping, lost])
+            await ended([task, stopping, lost])
 
     async def _hydrate(self, line: Line, worker: Worker) -> None:
         for stream, filters in newest_filters(self.service.name).items():
@@ -241,9 +242,3 @@ class Chassis:
             handled=self._line.handled if self._line else 0,
             parked=self._line.parked if self._line else 0,
         )
-
-
-async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

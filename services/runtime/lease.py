@@ -132,7 +132,13 @@ class Lease:
         if self.held and self._revision is not None:
             self._valid_until = float("-inf")
             with contextlib.suppress(Conflict, Retry):
-                await self._store.delete(self._key, self._revision)
+                try:
+                    await self._store.delete(self._key, self._revision)
+                except Conflict:
+                    # A renewal may have been stored although it was interrupted.
+                    entry = await self._store.get(self._key)
+                    if entry is not None and _holder_of(entry[0]) == self._holder:
+                        await self._store.delete(self._key, entry[1])
 
     def _won(self, revision: int, asked_at: float) -> None:
         self._revision = revision

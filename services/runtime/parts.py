@@ -19,7 +19,7 @@ from services.runtime.lease import Lease, LeaseLost
 from services.runtime.service import Service
 from services.runtime.shares import Roll, preferred, share_of
 from services.runtime.topology import consumer_of_partition, newest_filters
-from services.runtime.worker import Line, Worker, newest_events, side_by_side
+from services.runtime.worker import Line, Worker, ended, newest_events, side_by_side
 
 _SIGNS = "members"
 _LEASES = "parts"
@@ -162,7 +162,8 @@ class Parts:
             pull = await self._line.bus.pull(consumer_of_partition(self._line.service, partition))
             # Handled once more, in case the part's last holder ended before it could say what follows from it.
             part = self._held[partition] = Part(worker, lease, pull, known)
-            part.noted.set()
+            if known:
+                part.noted.set()
             part.life = asyncio.create_task(self._live(part), name=f"part-{partition}")
         self._count("taken", partitions)
 
@@ -179,9 +180,7 @@ class Parts:
             for task in done:
                 task.result()
         finally:
-            for task in working:
-                task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
+            await ended(working)
             await part.pull.stop()
 
     async def _observe(self, part: Part) -> None:
@@ -234,6 +233,15 @@ class Parts:
         await asyncio.gather(*(part.lease.release() for part in parts))
         self._attempts |= {partition: self._lease(partition) for partition in partitions}
         self._count("given back", partitions)
+
+    async def close(self) -> None:
+        """Drop what is still held, as it is; its leases run out."""
+        lives = [part.life for part in self._held.values() if part.life is not None]
+        self._held.clear()
+        for life in lives:
+            life.cancel()
+        await asyncio.gather(*lives, return_exceptions=True)
+        self._count("dropped", [])
 
     def _lease(self, partition: str) -> Lease:
         return Lease(self._leases, f"{_LEASES}.{partition}", self._instance, self._term_s)

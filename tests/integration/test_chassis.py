@@ -3,127 +3,32 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
 
 import aiohttp
 import pytest
 import pytest_asyncio
+from echo import OWN, Echo, Sole, chassis_of, forecast, sent, until, window
 
 from schemas.base import Quality
 from schemas.fleet import FleetDeclared
-from schemas.forecast import ForecastIssued, RateQuantile
-from schemas.request import ForecastAnswered, ForecastRequested
+from schemas.request import ForecastAnswered
 from schemas.telemetry import InventoryObserved, TelemetryObserved
 from services.runtime.bus import Bus
 from services.runtime.chassis import Chassis
-from services.runtime.clock import WallClock
 from services.runtime.embedded import EmbeddedServer
-from services.runtime.envelope import Emit, Event, Raw, Wire, decode, encode
+from services.runtime.envelope import Emit, Raw, decode
 from services.runtime.errors import Fatal, Reject, Retry
 from services.runtime.http import HealthServer
 from services.runtime.metrics import Metrics
-from services.runtime.service import Outcome, Service, Task, VerbHandler
-from services.runtime.settings import BusSettings, HttpSettings, RuntimeSettings
+from services.runtime.service import Outcome
+from services.runtime.settings import HttpSettings
 from services.runtime.topology import LEASES, SNAPSHOTS, topology
 
 FORECASTS = "stoker.v1.forecast.issued.*"
 PARKED = "stoker.v1.dlq.TELEMETRY.predictor"
-
-
-class Echo(Service):
-    """Answers each window with a forecast of its rate, and counts windows by server."""
-
-    name: ClassVar[str] = "predictor"
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.log: list[str] = []
-        self.batches: list[list[float]] = []
-        self.fail: Callable[[TelemetryObserved], None] = lambda window: None
-        self.accepted: Callable[[], None] = lambda: None
-        self.emit: Mapping[str, Any] = {}
-        self.snapshot: Callable[[str, int], bytes] = lambda server, count: str(count).encode()
-        self.loops: dict[str, Task] = {}
-
-    async def open(self) -> None:
-        self.log.append("open")
-
-    def restore(self, snapshots: Mapping[str, bytes]) -> None:
-        self.log.append("restore")
-        self.counts = {server: int(raw) for server, raw in snapshots.items()}
-
-    def hydrate(self, events: Sequence[Event]) -> None:
-        self.log += [f"hydrate {type(event.payload).__name__}" for event in events]
-
-    def handle(self, events: Sequence[Event]) -> Outcome:
-        windows = [e.payload for e in events if isinstance(e.payload, TelemetryObserved)]
-        self.log += [f"handle {type(event.payload).__name__}" for event in events]
-        self.batches.append([w.window_end_s for w in windows])
-        counts = dict(self.counts)
-        emits = []
-        for window in windows:
-            self.fail(window)
-            counts[window.server] = counts.get(window.server, 0) + 1
-            emits.append(Emit(forecast(window), **self.emit))
-
-        def accept() -> None:
-            self.counts = counts
-            self.log.append("accept")
-            self.accepted()
-
-        changed = {w.server: self.snapshot(w.server, counts[w.server]) for w in windows}
-        return Outcome(emits, changed, {"odd": len(windows)}, accept)
-
-    def tasks(self) -> Mapping[str, Task]:
-        return self.loops
-
-    def verbs(self) -> Mapping[str, VerbHandler]:
-        return {"forecast": self.answer}
-
-    async def answer(self, request: ForecastRequested) -> ForecastAnswered:
-        if request.server == "unknown":
-            raise ValueError("server 'unknown' is not in the fleet")
-        if request.server == "broken":
-            raise KeyError("broken")
-        if request.server == "slow":
-            self.log.append("asked")
-            await asyncio.sleep(0.2)
-        if request.server == "long":
-            found = forecast(window(1.0)).model_copy(update={"reason": "x" * 1_000_000})
-            return ForecastAnswered(forecast=found)
-        return ForecastAnswered()
-
-    async def close(self) -> None:
-        self.log.append("close")
-
-
-def window(end_s: float, server: str = "s") -> TelemetryObserved:
-    return TelemetryObserved(
-        server=server,
-        model="m",
-        window_start_s=0,
-        window_end_s=end_s,
-        quality=Quality.OK,
-        offered_rate_rps=end_s,
-    )
-
-
-def forecast(window: TelemetryObserved) -> ForecastIssued:
-    return ForecastIssued(
-        server=window.server,
-        issued_at_s=window.window_end_s,
-        horizon_s=60,
-        quality=window.quality,
-        rate=(RateQuantile(quantile=0.9, rate_rps=window.offered_rate_rps or 0.0),),
-        forecaster="echo",
-    )
-
-
-def sent(payload: Any, **emit: Any) -> Wire:
-    return encode(Emit(payload, **emit), "collector", time.time())
 
 
 @pytest_asyncio.fixture
@@ -132,14 +37,6 @@ async def outside(connect: Callable[..., Awaitable[Bus]]) -> Bus:
     bus = await connect("collector", storage="file")
     await bus.apply(topology())
     return bus
-
-
-def chassis_of(server: EmbeddedServer, service: Service, instance: str = "one", **settings: Any) -> Chassis:
-    bus = {"url": server.url, "connect_timeout_s": 5, "max_deliveries": 2} | settings.pop("bus", {})
-    chosen = RuntimeSettings(
-        instance=instance, bus=BusSettings.model_validate(bus), lease_s=settings.pop("lease_s", 10.0)
-    )
-    return Chassis(service, chosen, WallClock(), Metrics())
 
 
 def ready(chassis: Chassis) -> bool:
@@ -154,13 +51,6 @@ def messages(chassis: Chassis, outcome: str, topic: str = "telemetry.observed") 
     return counted(chassis, "stoker_messages_total", topic=topic, outcome=outcome)
 
 
-async def until(condition: Callable[[], Any], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
-
-
 async def stored(bus: Bus, stream: str, subject: str, count: int, within_s: float = 10.0) -> list[Raw]:
     deadline = time.monotonic() + within_s
     while len(found := await bus.everything(stream, [subject])) < count:
@@ -170,7 +60,7 @@ async def stored(bus: Bus, stream: str, subject: str, count: int, within_s: floa
 
 async def unacknowledged(bus: Bus, stream: str = "TELEMETRY") -> tuple[int, int]:
     """Messages delivered to the service without an acknowledgement, and not delivered yet."""
-    info = await bus._jetstream.consumer_info(stream, "predictor")
+    info = await bus._jetstream.consumer_info(stream, f"predictor-{OWN}")
     return info.num_ack_pending or 0, info.num_pending or 0
 
 
@@ -215,7 +105,7 @@ async def test_a_window_is_handled_published_saved_accepted_and_acknowledged(
         assert counted(chassis, "stoker_event_age_seconds_count", topic="telemetry.observed") == 1
     assert echo.log == ["open", "restore", "handle TelemetryObserved", "accept", "close"]
     snapshots = await (await connect("predictor")).bucket(SNAPSHOTS)
-    assert await snapshots.all() == {"s": b"1"}
+    assert {key: value for key, (value, _) in (await snapshots.all()).items()} == {f"{OWN}.s": b"1"}
 
 
 async def test_a_restarted_service_takes_up_its_snapshot_and_the_newest_values_and_what_came_meanwhile(
@@ -236,8 +126,8 @@ async def test_a_restarted_service_takes_up_its_snapshot_and_the_newest_values_a
     async with running(second):
         await until(lambda: echo.counts == {"meta-llama/Llama-3.1-8B": 2})
         assert echo.log[:4] == ["open", "restore", "hydrate InventoryObserved", "hydrate FleetDeclared"]
-        await until(lambda: messages(second, "duplicate", "fleet.declared") == 1)
-        assert "handle FleetDeclared" not in echo.log
+        handled = [entry for entry in echo.log if entry.startswith("handle") and "Telemetry" not in entry]
+        assert handled == ["handle InventoryObserved", "handle FleetDeclared"]
 
 
 async def test_the_same_fact_under_the_same_identifier_is_counted_as_a_duplicate_and_handled_once(
@@ -431,11 +321,11 @@ async def test_what_cannot_be_saved_is_not_accepted_and_holds_up_nobody_else(
 async def test_what_is_too_large_to_publish_is_counted_and_the_step_goes_on(
     nats: EmbeddedServer, outside: Bus
 ):
-    chassis = chassis_of(nats, Echo())
+    chassis = chassis_of(nats, echo := Echo())
     async with running(chassis):
         small = forecast(window(1.0))
         large = forecast(window(1.0, "large")).model_copy(update={"reason": "x" * 1_000_000})
-        assert await chassis.publish([Emit(large), Emit(small)]) == [0, 1]
+        assert await echo.host.publish([Emit(large), Emit(small)]) == [0, 1]
         labels = {"topic": "forecast.issued", "outcome": "too_large"}
         assert counted(chassis, "stoker_published_total", **labels) == 1
 
@@ -461,8 +351,8 @@ async def test_what_cannot_be_parked_now_is_left_for_later_and_the_service_goes_
 async def test_of_two_instances_one_works_and_the_other_takes_over_within_the_lease_when_it_is_killed(
     nats: EmbeddedServer, outside: Bus
 ):
-    one = chassis_of(nats, first := Echo(), "one", lease_s=1.5)
-    two = chassis_of(nats, second := Echo(), "two", lease_s=1.5)
+    one = chassis_of(nats, first := Sole(), "one", lease_s=1.5)
+    two = chassis_of(nats, second := Sole(), "two", lease_s=1.5)
     killed = asyncio.create_task(one.run())
     await until(lambda: ready(one))
     waiting = asyncio.create_task(two.run())
@@ -486,8 +376,8 @@ async def test_of_two_instances_one_works_and_the_other_takes_over_within_the_le
 async def test_an_instance_that_stops_in_order_hands_over_before_its_lease_is_over(
     nats: EmbeddedServer, outside: Bus
 ):
-    one = chassis_of(nats, Echo(), "one", lease_s=5.0)
-    two = chassis_of(nats, Echo(), "two", lease_s=5.0)
+    one = chassis_of(nats, Sole(), "one", lease_s=5.0)
+    two = chassis_of(nats, Sole(), "two", lease_s=5.0)
     async with running(one):
         waiting = asyncio.create_task(two.run())
         await until(lambda: two.reasons() == [])
@@ -499,8 +389,8 @@ async def test_an_instance_that_stops_in_order_hands_over_before_its_lease_is_ov
 
 
 async def test_a_standby_can_be_stopped(nats: EmbeddedServer, outside: Bus):
-    async with running(chassis_of(nats, Echo(), "one")):
-        two = chassis_of(nats, echo := Echo(), "two")
+    async with running(chassis_of(nats, Sole(), "one")):
+        two = chassis_of(nats, echo := Sole(), "two")
         waiting = asyncio.create_task(two.run())
         await until(lambda: two.reasons() == [])
         two.stop()
@@ -511,12 +401,12 @@ async def test_a_standby_can_be_stopped(nats: EmbeddedServer, outside: Bus):
 async def test_an_instance_whose_lease_another_took_ends(
     nats: EmbeddedServer, outside: Bus, connect: Callable[..., Awaitable[Bus]]
 ):
-    chassis = chassis_of(nats, echo := Echo(), lease_s=1.0)
+    chassis = chassis_of(nats, echo := Sole(), lease_s=1.0)
     task = asyncio.create_task(chassis.run())
     await until(lambda: ready(chassis))
-    leases = await (await connect("predictor")).bucket(LEASES)
+    leases = await (await connect("actuator")).bucket(LEASES)
     await leases.put("active", b'{"holder": "two"}')
-    with pytest.raises(Fatal, match=r"predictor\.lease ended: .*was lost to two"):
+    with pytest.raises(Fatal, match=r"actuator\.lease ended: .*was lost to two"):
         await asyncio.wait_for(task, 5)
     assert echo.log[-1] == "close"
 
@@ -524,14 +414,14 @@ async def test_an_instance_whose_lease_another_took_ends(
 async def test_without_its_lease_an_instance_takes_no_step_and_with_the_bus_back_it_goes_on(
     nats: EmbeddedServer, outside: Bus
 ):
-    chassis = chassis_of(nats, echo := Echo(), lease_s=1.0)
+    chassis = chassis_of(nats, echo := Sole(), lease_s=1.0)
     async with running(chassis):
         nats.kill()
         await until(lambda: not chassis.active)
-        await until(lambda: chassis._lease is not None and not chassis._lease.held)
+        await until(lambda: not chassis._host._lease.held)  # type: ignore[union-attr]
         assert chassis.reasons() == ["the bus is not connected"]
-        with pytest.raises(Retry, match="does not hold the lease of predictor"):
-            await chassis.transact(lambda: Outcome(accept=lambda: echo.log.append("wrong")))
+        with pytest.raises(Retry, match="does not hold the lease of actuator"):
+            await echo.host.transact(lambda: Outcome(accept=lambda: echo.log.append("wrong")))
         await nats.start()
         await until(lambda: ready(chassis))
         await outside.publish(sent(window(1.0)))
@@ -580,7 +470,7 @@ async def test_a_service_that_is_stopped_at_any_step_of_a_message_ends_in_order_
 async def test_the_first_task_that_fails_ends_the_run_with_its_name_and_the_others_are_ended(
     nats: EmbeddedServer, outside: Bus
 ):
-    echo, go = Echo(), asyncio.Event()
+    echo, go = Sole(), asyncio.Event()
 
     async def fails() -> None:
         await go.wait()
@@ -597,7 +487,7 @@ async def test_the_first_task_that_fails_ends_the_run_with_its_name_and_the_othe
     task = asyncio.create_task(chassis.run())
     await until(lambda: ready(chassis))
     go.set()
-    with pytest.raises(Fatal, match=r"predictor\.fails ended: RuntimeError\('boom'\)"):
+    with pytest.raises(Fatal, match=r"actuator\.fails ended: RuntimeError\('boom'\)"):
         await asyncio.wait_for(task, 5)
     assert echo.log[-2:] == ["lasts ended", "close"]
     assert chassis.reasons() == ["stopped"]
@@ -611,9 +501,9 @@ async def test_a_task_that_ends_without_an_error_ends_the_run_too(
         if how == "cancels itself":
             raise asyncio.CancelledError
 
-    echo = Echo()
+    echo = Sole()
     echo.loops = {"ends": ends}
-    with pytest.raises(Fatal, match=r"predictor\.ends ended: None"):
+    with pytest.raises(Fatal, match=r"actuator\.ends ended: None"):
         await asyncio.wait_for(chassis_of(nats, echo).run(), 5)
 
 
@@ -628,7 +518,7 @@ async def test_a_connection_that_is_ended_for_good_ends_the_run(nats: EmbeddedSe
 
 
 async def test_a_service_does_not_start_on_a_server_without_its_streams(nats: EmbeddedServer):
-    with pytest.raises(Fatal, match=r"consumer predictor of STATE does not exist.*stoker bus apply"):
+    with pytest.raises(Fatal, match=r"consumer predictor-0 of TELEMETRY does not exist.*stoker bus apply"):
         await chassis_of(nats, Echo()).run()
 
 

@@ -54,3 +54,8 @@ class TolerantClient(Client):
             _client=self,
             _sid=sid,
         )
+
+    def abandon(self) -> None:
+        """Drop the connection with whatever is still to be sent."""
+        if self._transport is not None:
+            self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from typing import Any
 from weakref import WeakSet
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, BucketNotFoundError
@@ -32,6 +31,7 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) to "?([^
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _HEADER_BYTES = 8 * 1024
 _HEADER_MARGIN = 64
+_CLOSING_S = 2.0
 _SUBJECT_BYTES = 2048
 """The server ends a connection whose protocol line, subjects included, exceeds 4 KiB."""
 
@@ -50,7 +50,7 @@ Answer = Callable[[bytes], Awaitable[bytes]]
 class Bus:
     """One connection of one service."""
 
-    def __init__(self, client: Client, settings: BusSettings, service: str) -> None:
+    def __init__(self, client: TolerantClient, settings: BusSettings, service: str) -> None:
         self.service = service
         self._client = client
         self._settings = settings
@@ -398,7 +398,13 @@ class Bus:
         if self._client.is_connected:
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await self._client.flush(timeout=2)
-        await self._client.close()
+        try:
+            async with asyncio.timeout(_CLOSING_S):
+                await self._client.close()
+        except (OSError, TimeoutError):
+            # The library no longer reads by now, so a server that has much to say to it no longer takes anything
+            # from it, and its last write waits for ever.
+            self._client.abandon()
 
 
 @contextlib.contextmanager

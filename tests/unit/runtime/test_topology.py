@@ -2,6 +2,7 @@
 
 import pytest
 
+from schemas.subjects import PARTITIONS
 from schemas.topics import TOPICS, Delivery, Stream, Topic
 from services.runtime.topology import (
     ACK_WAIT_S,
@@ -11,6 +12,7 @@ from services.runtime.topology import (
     consumers_of,
     inbox_prefix,
     newest_filters,
+    partitioned,
     topology,
 )
 
@@ -37,9 +39,29 @@ def test_every_stream_is_bounded():
         assert spec.max_age_s == 0 or spec.max_age_s >= DEDUPLICATION_S
 
 
+def covers(wide: str, narrow: str) -> bool:
+    pairs = list(zip(wide.split("."), narrow.split("."), strict=True))
+    return all(w in ("*", n) for w, n in pairs)
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda t: t.name)
+def test_every_message_of_a_topic_is_delivered_once_to_a_partitioned_consumer_that_needs_every_one(
+    topic: Topic,
+):
+    for service in filter(partitioned, SERVICES):
+        specs = [spec for spec in topology().consumers if spec.name.startswith(f"{service}-")]
+        filters = [f for spec in specs for f in spec.filters if spec.stream == topic.stream.value]
+        if topic.consumers.get(service) is Delivery.EVERY:
+            for number in range(PARTITIONS):
+                subject = topic.filter.replace("*", str(number), 1)
+                assert sum(covers(f, subject) for f in filters) == 1
+        else:
+            assert filters == [] or topic.stream is Stream.TELEMETRY
+
+
 @pytest.mark.parametrize("topic", TOPICS, ids=lambda t: t.name)
 def test_every_consumer_of_the_table_has_exactly_one_durable_consumer_for_the_topic(topic: Topic):
-    for service in SERVICES:
+    for service in (s for s in SERVICES if not partitioned(s)):
         covering = [
             spec
             for spec in topology().consumers
@@ -48,7 +70,7 @@ def test_every_consumer_of_the_table_has_exactly_one_durable_consumer_for_the_to
         assert len(covering) == (1 if service in topic.consumers else 0)
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", [s for s in SERVICES if not partitioned(s)])
 def test_a_service_reads_nothing_beyond_the_table_and_every_message_where_any_topic_needs_every(service: str):
     for spec in consumers_of(service):
         topics = [t for t in TOPICS if t.filter in spec.filters]
@@ -71,3 +93,7 @@ def test_buckets_and_inboxes_are_private_and_the_wait_for_an_acknowledgement_is_
     assert topology().buckets == (SNAPSHOTS, LEASES)
     assert len({inbox_prefix(service) for service in SERVICES}) == len(SERVICES)
     assert 0 < ACK_WAIT_S < DEDUPLICATION_S
+
+
+def test_the_services_that_need_every_window_are_the_ones_that_are_partitioned():
+    assert {service for service in SERVICES if partitioned(service)} == {"tuner", "predictor"}
