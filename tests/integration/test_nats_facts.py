@@ -16,16 +16,17 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.micro import add_service
 
 from schemas.base import Quality
+from schemas.subjects import partition_of
 from schemas.telemetry import CapacityUnavailable, InventoryObserved, TelemetryObserved
-from services.runtime.bus import Bus, Conflict, Pull
+from services.runtime.bus import Bucket, Bus, Conflict, Pull
 from services.runtime.embedded import EmbeddedServer
 from services.runtime.envelope import Emit, Raw, Wire, encode
 from services.runtime.errors import Denied, Fatal, Retry, TooLarge, TopologyDrift
 from services.runtime.settings import BusSettings
-from services.runtime.topology import SNAPSHOTS, consumers_of, topology
+from services.runtime.topology import SNAPSHOTS, consumer_of_partition, topology
 
 Connect = Callable[..., Awaitable[Bus]]
-TUNER_TELEMETRY = next(spec for spec in consumers_of("tuner") if spec.stream == "TELEMETRY")
+TUNER_TELEMETRY = consumer_of_partition("tuner", partition_of("m"))
 
 
 def window(end_s: float, server: str = "s") -> Wire:
@@ -67,7 +68,7 @@ async def next_within(pull: Pull, seconds: float = 10.0) -> list[Raw]:
 
 async def test_the_librarys_drain_waits_out_its_timeout_after_an_empty_fetch(nats: EmbeddedServer, bus: Bus):
     async with library(nats, drain_timeout=1) as client:
-        subscription = await client.jetstream().pull_subscribe_bind("tuner", "TELEMETRY")
+        subscription = await client.jetstream().pull_subscribe_bind(TUNER_TELEMETRY.name, "TELEMETRY")
         # It does so when the server's answer to the empty fetch arrives after the fetch has given up.
         deadline = time.monotonic() + 10
         while subscription._sub._pending_queue.empty():
@@ -100,7 +101,7 @@ async def test_the_librarys_durable_pull_ignores_a_configuration_that_differs(na
     async with library(nats) as client:
         differing = ConsumerConfig(ack_wait=1.0, max_deliver=2)
         subscription = await client.jetstream().pull_subscribe(
-            "stoker.v1.telemetry.observed.*.*", durable="tuner", stream="TELEMETRY", config=differing
+            TUNER_TELEMETRY.filters[0], durable=TUNER_TELEMETRY.name, stream="TELEMETRY", config=differing
         )
         info = await subscription.consumer_info()
         assert (info.config.ack_wait, info.config.max_deliver) == (30.0, -1)
@@ -119,14 +120,14 @@ async def test_applying_the_topology_twice_changes_nothing_the_second_time(conne
 async def test_what_differs_is_listed_refused_at_start_and_mended(nats: EmbeddedServer, bus: Bus):
     async with library(nats) as client:
         jetstream = client.jetstream()
-        held = (await jetstream.consumer_info("TELEMETRY", "tuner")).config
+        held = (await jetstream.consumer_info("TELEMETRY", TUNER_TELEMETRY.name)).config
         await jetstream.add_consumer("TELEMETRY", held.evolve(ack_wait=1.0, max_deliver=2))
         stream = (await jetstream.stream_info("DECISIONS")).config
         await jetstream.update_stream(stream.evolve(max_age=60.0, duplicate_window=10.0))
         assert await jetstream.delete_key_value(SNAPSHOTS)
     found = "; ".join(await bus.verify(topology()))
-    assert "consumer tuner of TELEMETRY: ack_wait is 1.0, expected 30.0" in found
-    assert "consumer tuner of TELEMETRY: max_deliver is 2, expected -1" in found
+    assert f"consumer {TUNER_TELEMETRY.name} of TELEMETRY: ack_wait is 1.0, expected 30.0" in found
+    assert f"consumer {TUNER_TELEMETRY.name} of TELEMETRY: max_deliver is 2, expected -1" in found
     assert "stream DECISIONS: max_age is 60.0, expected 2592000.0" in found
     assert "bucket SNAPSHOTS does not exist" in found
     with pytest.raises(TopologyDrift, match=r"ack_wait is 1\.0.*stoker bus apply"):
@@ -143,17 +144,17 @@ async def test_a_consumer_that_differs_in_what_cannot_be_updated_is_made_again(
 ):
     async with library(nats) as client:
         jetstream = client.jetstream()
-        await jetstream.delete_consumer("TELEMETRY", "tuner")
+        await jetstream.delete_consumer("TELEMETRY", TUNER_TELEMETRY.name)
         await jetstream.add_consumer(
             "TELEMETRY",
             ConsumerConfig(
-                name="tuner",
-                durable_name="tuner",
+                name=TUNER_TELEMETRY.name,
+                durable_name=TUNER_TELEMETRY.name,
                 deliver_policy=DeliverPolicy.NEW,
                 ack_policy=AckPolicy.NONE,
             ),
         )
-    assert await bus.apply(topology()) == ["consumer tuner of TELEMETRY created or updated"]
+    assert await bus.apply(topology()) == [f"consumer {TUNER_TELEMETRY.name} of TELEMETRY created or updated"]
     assert await bus.verify(topology()) == []
 
 
@@ -172,7 +173,7 @@ async def test_an_account_without_jetstream_is_told_what_was_wanted(tmp_path: Pa
         bus = await Bus.connect(settings, "tuner")
         with pytest.raises(Fatal, match="creating streams and consumers at nats://"):
             await bus.apply(topology())
-        with pytest.raises(Fatal, match="verifying consumer tuner of TELEMETRY"):
+        with pytest.raises(Fatal, match="verifying consumer tuner-"):
             await bus.pull(TUNER_TELEMETRY)
         await bus.close()
 
@@ -391,7 +392,7 @@ async def test_a_consumer_that_is_gone_is_asked_for_calmly_and_used_once_it_is_b
     async with library(nats) as client:
         jetstream = client.jetstream()
         await until(lambda: pull._open > 0)
-        await jetstream.delete_consumer("TELEMETRY", "tuner")
+        await jetstream.delete_consumer("TELEMETRY", TUNER_TELEMETRY.name)
         await until(lambda: pull._rebuffed_s is not None)
         asked = bus._client.stats["out_msgs"]
         await asyncio.sleep(1.0)
@@ -406,7 +407,7 @@ async def test_a_consumer_that_stays_away_ends_the_pull_with_what_would_help(nat
     waiting = asyncio.create_task(pull.next())
     await until(lambda: pull._open > 0)
     async with library(nats) as client:
-        await client.jetstream().delete_consumer("TELEMETRY", "tuner")
+        await client.jetstream().delete_consumer("TELEMETRY", TUNER_TELEMETRY.name)
     await until(lambda: pull._rebuffed_s is not None)
     pull._rebuffed_s = asyncio.get_running_loop().time() - 60.0
     with pytest.raises(TopologyDrift, match="stoker bus apply"):
@@ -633,11 +634,24 @@ async def test_a_bucket_keeps_the_keys_of_each_service_apart(bus: Bus, connect: 
     await own.put("b=2F", b"2")
     await own.put("a", b"3")
     await other.put("a", b"4")
-    assert await own.all() == {"a": b"3", "b=2F": b"2"}
+    assert await values(own) == {"a": b"3", "b=2F": b"2"}
     await own.delete("a")
-    assert await own.all() == {"b=2F": b"2"}
+    assert await values(own) == {"b=2F": b"2"}
     assert await own.get("a") is None
-    assert await other.all() == {"a": b"4"}
+    assert await values(other) == {"a": b"4"}
+
+
+async def test_a_bucket_reads_the_keys_of_some_groups_alone_with_their_revisions(bus: Bus):
+    bucket = await bus.bucket(SNAPSHOTS)
+    for key in ("1.a", "1.b", "12.a", "2.a", "a"):
+        await bucket.put(key, key.encode())
+    assert await values(bucket, "1", "2") == {"1.a": b"1.a", "1.b": b"1.b", "2.a": b"2.a"}
+    (value, revision) = (await bucket.all("12"))["12.a"]
+    assert await bucket.get("12.a") == (value, revision)
+
+
+async def values(bucket: Bucket, *groups: str) -> dict[str, bytes]:
+    return {key: value for key, (value, _) in (await bucket.all(*groups)).items()}
 
 
 async def test_a_bucket_tells_who_was_first(bus: Bus):
