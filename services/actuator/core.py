@@ -117,14 +117,20 @@ def decide(
         if inventory is None or (inventory.quality is not Quality.OK and not (writes and held is not None)):
             undecided[server.name] = "nothing is known of its replicas"
             continue
-        case = _case(state, fleet, server, plan, inventory, now_s, writes)
+        case = _case(state, fleet, server, plan, inventory, settings, now_s, writes)
         gated = pass_gate(case, rules)
         if gated.rule == Ownership.name:
             refused[server.name] = gated.reason
         decisions.append(_decision(case, gated, generation, now_s, writes))
         remembered = remember(case, gated, settings.remember_s)
         if not writes:
-            remembered = replace(case.memory, recommended=remembered.recommended)
+            # Nothing was changed, so there is no direction, no reversal and no move.
+            remembered = replace(
+                case.memory,
+                recommended=remembered.recommended,
+                panicked_at_s=remembered.panicked_at_s,
+                idle_since_s=remembered.idle_since_s,
+            )
         scales = surge(gated.target, inventory)
         if writes and not gated.advice_only:
             remembered = replace(remembered, asked=gated.target)
@@ -197,10 +203,14 @@ def _case(
     server: Server,
     plan: PlanProposed,
     inventory: InventoryObserved,
+    settings: ActuatorSettings,
     now_s: float,
     writes: bool,
 ) -> Case:
     memory = state.memory.get(server.name, Memory())
+    overdue = _overdue_since_s(fleet, server, inventory, settings, now_s)
+    released = {name: at for name, at in memory.released.items() if at > now_s}
+    memory = replace(memory, released=dict.fromkeys(overdue, now_s + settings.unavailable_s) | released)
     return Case(
         server=server,
         objective=objective_of(fleet, server),
@@ -305,14 +315,10 @@ def _unavailable(
     found: dict[str, CapacityUnavailable] = {}
     for server in fleet.servers:
         inventory = state.inventory.get(server.name)
-        if inventory is None:
-            continue
-        limit_s = min(2 * _startup_s(fleet, server, inventory), settings.pending_at_most_s)
-        for variant in inventory.variants:
-            since_s, kind = variant.pending_since_s, types.get(variant.accelerator)
-            if since_s is None or kind is None or not variant.pending or now_s - since_s <= limit_s:
-                continue
-            if state.unavailable_until_s.get(kind, now_s) > now_s:
+        overdue = {} if inventory is None else _overdue_since_s(fleet, server, inventory, settings, now_s)
+        for accelerator, since_s in overdue.items():
+            kind = types.get(accelerator)
+            if kind is None or state.unavailable_until_s.get(kind, now_s) > now_s:
                 continue
             found[kind] = CapacityUnavailable(
                 type=kind,
@@ -321,6 +327,22 @@ def _unavailable(
                 reason=f"a replica of {server.name} has been pending for {now_s - since_s:.0f} s",
             )
     return list(found.values())
+
+
+def _overdue_since_s(
+    fleet: FleetDeclared,
+    server: Server,
+    inventory: InventoryObserved,
+    settings: ActuatorSettings,
+    now_s: float,
+) -> dict[str, float]:
+    """Accelerators on which a replica of the server is pending for longer than any start takes, and since when."""
+    limit_s = min(2 * _startup_s(fleet, server, inventory), settings.pending_at_most_s)
+    return {
+        v.accelerator: v.pending_since_s
+        for v in inventory.variants
+        if v.pending and v.pending_since_s is not None and now_s - v.pending_since_s > limit_s
+    }
 
 
 def dump(state: State, key: str) -> bytes:
@@ -365,6 +387,10 @@ def load(state: State, key: str, raw: bytes) -> State:
             intended={str(name): int(n) for name, n in kept["intended"].items()},
             written_at_s=_time_s(kept["written_at_s"]),
             intended_at_s=_time_s(kept["intended_at_s"]),
+            # Snapshots of earlier versions have no more than this.
+            released={str(name): float(at) for name, at in kept.get("released", {}).items()},
+            panicked_at_s=_time_s(kept.get("panicked_at_s")),
+            idle_since_s=_time_s(kept.get("idle_since_s")),
         )
     except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
         raise ValueError(f"snapshot {key!r} cannot be read: {error}") from None

@@ -282,8 +282,13 @@ def test_a_replica_that_is_pending_too_long_makes_its_type_unavailable_for_a_whi
         return seen.model_copy(update={"variants": variants})
 
     assert loop.run(ask(A=3), pending(NOW_S - 100)).unavailable == ()
-    (found,) = loop.run(ask(A=3), pending(NOW_S - 200)).unavailable
+    out = loop.run(ask(A=3), pending(NOW_S - 200))
+    (found,) = out.unavailable
     assert (found.type, found.since_s, found.until_s) == ("type-A", NOW_S - 200, loop.now_s + 600)
+    (decision,) = out.decisions
+    assert (decision.rule, decision.gated, decision.until_s) == ("supply", ask(A=2), loop.now_s + 600)
+    assert [(w.scales[0].accelerator, w.scales[0].replicas) for w in out.writings] == [("A", 2)]
+    assert loop.run(ask(A=3), hold(ask(A=2), loop.now_s + CYCLE_S)).decisions[0].gated == ask(A=2)
     assert loop.run(ask(A=3), pending(NOW_S - 200)).unavailable == ()
     loop.cycle += 20
     assert len(loop.run(ask(A=3), pending(NOW_S - 200)).unavailable) == 1

@@ -82,10 +82,16 @@ def test_a_larger_recommendation_never_yields_fewer_replicas(data: st.DataObject
     status = data.draw(st.sampled_from((ServerStatus.PLANNED, ServerStatus.DEGRADED)))
     # Out of capacity, every need is given the same share.
     given_share = 1.0 if status is ServerStatus.PLANNED else data.draw(st.floats(0.3, 1.0))
+    # Demand is what is planned for and what is measured, which a panic compares.
+    measured_over_planned = data.draw(st.floats(0, 4))
     fewer, more = (
         pass_gate(
             replace(
                 looked_at,
+                telemetry=looked_at.telemetry
+                and looked_at.telemetry.model_copy(
+                    update={"offered_rate_rps": measured_over_planned * needed}
+                ),
                 plan=plan_for(
                     needed,
                     ask(A=max(1, ceil(needed * given_share))),
@@ -122,7 +128,15 @@ def _takes_nothing_away(looked_at: Case) -> None:
     looked_at = replace(looked_at, server=looked_at.server.model_copy(update={"max_replicas": None}))
     gated = pass_gate(looked_at, RULES)
     after = {a.accelerator: a.replicas for a in gated.target}
-    assert gated.advice_only or all(after.get(a.accelerator, 0) >= a.replicas for a in looked_at.current)
+    ready = {v.accelerator: v.ready for v in looked_at.inventory.variants}
+    # A replica that did not come in time serves nobody, so to release it takes nothing away.
+    kept = {
+        a.accelerator: min(a.replicas, ready.get(a.accelerator, 0))
+        if a.accelerator in looked_at.memory.released
+        else a.replicas
+        for a in looked_at.current
+    }
+    assert gated.advice_only or all(after.get(name, 0) >= n for name, n in kept.items())
 
 
 @MANY
@@ -152,7 +166,7 @@ def test_one_cycle_never_steps_further_than_it_may(data: st.DataObject) -> None:
     memory = replace(data.draw(memories(ask(A=current))), written_at_s=None)
     plan = propose(ask(A=wanted), predicted=predict(0.5))
     after = total(pass_gate(case(ask(A=current), plan, memory=memory), RULES).target)
-    assert current - max(1, current // 4) <= after <= current + min(8, max(4, current))
+    assert current - max(1, current // 2) <= after <= current + min(8, max(4, current))
 
 
 @pytest.mark.parametrize("demand", [1, 3, 7, 20])
