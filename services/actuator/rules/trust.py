@@ -172,6 +172,8 @@ class FreshnessSettings(BaseModel):
 
     telemetry_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     """Control seconds after which a window no longer allows less capacity; four cycles of 30 s."""
+    reporting_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the replicas that must have reported before anything is taken away: the rest may be the busy ones."""
     inventory_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """Control seconds after which an inventory says nothing about what the server has."""
 
@@ -213,4 +215,6 @@ class Freshness:
         age_s = case.now_s - window.window_end_s
         if age_s > self._settings.telemetry_s:
             return f"telemetry is {age_s:.0f} s old"
+        if window.reporting_share < self._settings.reporting_share:
+            return f"only {window.reporting_share:.0%} of the replicas reported"
         return None

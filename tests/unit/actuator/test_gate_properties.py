@@ -34,6 +34,9 @@ DOUBTS = {
     "missing telemetry": {"telemetry": measure(quality=Quality.MISSING)},
     "old telemetry": {"telemetry": measure(NOW_S - 500)},
     "no telemetry": {"telemetry": None},
+    "half of the replicas silent": {
+        "telemetry": measure(quality=Quality.PARTIAL).model_copy(update={"reporting_share": 0.5})
+    },
     "missing inventory": {"inventory": hold((), quality=Quality.MISSING)},
     "partial inventory": {"inventory": hold((), quality=Quality.PARTIAL)},
     "old inventory": {"inventory": hold((), NOW_S - 500)},
