@@ -113,11 +113,14 @@ _PART = re.compile(r"(.+)_(bucket|sum|count)")
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series at one moment; `sampled_at_s` is control time, None when the sample's time is not known."""
+    """One series at one moment; `sampled_at_s` is control time, None when the sample's time is not known.
+
+    `value` is None where only that time is told.
+    """
 
     name: str
     labels: Mapping[str, str]
-    value: float
+    value: float | None
     sampled_at_s: float | None
 
 
@@ -175,7 +178,8 @@ def assemble(source: str, series: Iterable[Series], labels: Labels, names: Metri
         part = None if figure else _PART.fullmatch(one.name)
         metric = part[1] if part else one.name
         figure = figure or histograms.get(metric)
-        if figure is None or not isfinite(one.value) or one.value < 0:
+        value = one.value
+        if figure is None or (value is not None and not (isfinite(value) and value >= 0)):
             continue
         of_gateway = figure in GATEWAY
         server = one.labels.get((of_gateway and labels.gateway) or labels.server)
@@ -183,17 +187,19 @@ def assemble(source: str, series: Iterable[Series], labels: Labels, names: Metri
         if not server or not (replica or of_gateway):
             unlabelled[one.name].update(one.labels)
             continue
-        seen.add(figure)
         into = gateways[server] if of_gateway else replicas[server, replica or ""]
         into.accelerator = one.labels.get(labels.accelerator) or into.accelerator
         if one.sampled_at_s is not None:
             into.sampled_at_s = max(one.sampled_at_s, into.sampled_at_s or 0.0)
+        if value is None:
+            continue
+        seen.add(figure)
         if part is None:
-            into.scalars[one.name].append(one.value)
+            into.scalars[one.name].append(value)
         elif part[2] == "sum":
-            into.sums[metric] += one.value
+            into.sums[metric] += value
         elif part[2] == "bucket" and (edge := _edge(one.labels.get("le", ""))) is not None:
-            into.buckets[metric][edge] += one.value
+            into.buckets[metric][edge] += value
     return Assembled(
         tuple(
             _replica(key, one, names) for key, one in sorted(replicas.items()) if one.sampled_at_s is not None
