@@ -60,6 +60,8 @@ class Outputs:
     unavailable: tuple[CapacityUnavailable, ...] = ()
     undecided: Mapping[str, str] = field(default_factory=dict)
     """Servers without a decision, and why."""
+    scales: Mapping[str, tuple[VariantScale, ...]] = field(default_factory=dict)
+    """What each server that may be written is asked to have now, whether or not it has it already."""
 
 
 def observe(state: State, message: Contract) -> State:
@@ -108,6 +110,7 @@ def decide(
     decisions, writings, undecided = [], [], {}
     memory = dict(state.memory)
     refused: dict[str, str] = {}
+    asked: dict[str, tuple[VariantScale, ...]] = {}
     for server in fleet.servers:
         plan, inventory = state.plans.get(server.name), state.inventory.get(server.name)
         if plan is None or plan.generation != generation:
@@ -132,6 +135,8 @@ def decide(
                 idle_since_s=remembered.idle_since_s,
             )
         scales = surge(gated.target, inventory)
+        if not gated.advice_only:
+            asked[server.name] = scales
         if writes and not gated.advice_only:
             remembered = replace(remembered, asked=gated.target)
         # An inventory from before the last write does not show it; writing again would run into our own change.
@@ -165,7 +170,7 @@ def decide(
         alerted=frozenset(found),
         unavailable_until_s=until_s | {one.type: one.until_s for one in unavailable},
     )
-    return state, Outputs(tuple(decisions), tuple(writings), alerts, unavailable, undecided)
+    return state, Outputs(tuple(decisions), tuple(writings), alerts, unavailable, undecided, asked)
 
 
 def written(state: State, writing: Writing, now_s: float) -> State:
