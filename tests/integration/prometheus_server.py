@@ -1,10 +1,12 @@
-"""A real Prometheus as a child process, and a way to wait for what it has scraped."""
+"""A real Prometheus as a child process, pages for it to scrape, and a way to wait for what it has scraped."""
 
 import asyncio
 import shutil
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +56,35 @@ async def prometheus(folder: Path, scrapes: str) -> AsyncIterator[str]:
         yield url
     finally:
         end(child)
+
+
+@contextmanager
+def served_page(body: Callable[[], bytes]) -> Iterator[str]:
+    """The host and port of a page to scrape, made anew at each scrape.
+
+    It is served by a thread of its own: a scrape between two tests, when no loop runs, must find it too. As text,
+    for in OpenMetrics the client library writes underscores for colons.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = body()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 async def is_ready(session: aiohttp.ClientSession, url: str) -> bool:

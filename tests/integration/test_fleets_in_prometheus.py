@@ -8,12 +8,10 @@ import asyncio
 import json
 import socket
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import pytest_asyncio
 from aiohttp.test_utils import unused_port
 from gate_cases import NOW_S, built_in_rules, case, propose, watch
 from gate_cases import ask as asking
-from prometheus_server import SCRAPE_S, ask, prometheus, until
+from prometheus_server import SCRAPE_S, ask, prometheus, served_page, until
 
 from schemas.alert import AlertKind, AlertRaised
 from schemas.base import Quality
@@ -175,7 +173,7 @@ async def scraped(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scr
                 f"  - job_name: {engine}\n    honor_labels: true\n"
                 f"    http_sd_configs: [{{url: '{fleets[engine]}/targets', refresh_interval: 1s}}]\n"
             )
-        page = stack.enter_context(serving_nan())
+        page = stack.enter_context(served_page(without_numbers))
         scrapes += f"  - {{job_name: nan, static_configs: [{{targets: ['{page}']}}]}}\n"
         async with prometheus(folder, scrapes) as url, aiohttp.ClientSession() as session:
             made = Scraped(fleets, url, AcceleratedClock(SPEED, anchor_s), session)
@@ -185,33 +183,14 @@ async def scraped(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scr
             yield made
 
 
-class serving_nan(ExitStack):
-    """A page whose every figure is not a number, served in a thread; enters as its address."""
-
-    def __enter__(self) -> str:  # type: ignore[override]
-        super().__enter__()
-        names = MetricNames()
-        body = "".join(
-            f'{name}{{server="calm-nan",pod="p",accelerator="H100"}} NaN\n'
-            for figure in ("completed", "running", "waiting", "input_tokens", "output_tokens")
-            for name in getattr(names, figure)[:1]
-        ).encode()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                return
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        self.callback(server.shutdown)
-        return f"127.0.0.1:{server.server_port}"
+def without_numbers() -> bytes:
+    """A page whose every figure is not a number."""
+    names = MetricNames()
+    return "".join(
+        f'{name}{{server="calm-nan",pod="p",accelerator="H100"}} NaN\n'
+        for figure in ("completed", "running", "waiting", "input_tokens", "output_tokens")
+        for name in getattr(names, figure)[:1]
+    ).encode()
 
 
 @dataclass
@@ -394,7 +373,9 @@ class TestSimulatedFleets:
         }[trouble]
         with ExitStack() as stack:
             if trouble == "slow":
-                settings["url"] = f"http://127.0.0.1:{stack.enter_context(never_answers())}"
+                # It takes connections and says nothing.
+                listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+                settings["url"] = f"http://127.0.0.1:{listening.getsockname()[1]}"
             source = scraped.source("nan" if trouble == "nan" else "vllm-0", **settings)
             state, alerts, window = State(), [], None
             for _ in range(2):
@@ -447,16 +428,6 @@ async def scraped_queries(scraped: Scraped) -> float:
     )
 
 
-class never_answers(ExitStack):
-    """A port that takes connections and says nothing; enters as its number."""
-
-    def __enter__(self) -> int:  # type: ignore[override]
-        super().__enter__()
-        listening = self.enter_context(socket.create_server(("127.0.0.1", 0)))
-        port: int = listening.getsockname()[1]
-        return port
-
-
 def nothing_goes(window: TelemetryObserved) -> bool:
     """Whether the gate keeps what is there when a plan made of such a window asks for less."""
     shown = window.model_copy(update={"window_start_s": NOW_S - 30, "window_end_s": NOW_S})
@@ -485,25 +456,16 @@ async def test_recorded_gauges_of_vllm_are_read_as_they_were(reference_data: Pat
     files = [reference_data / "control-logs" / f"vllm_{name}_metrics.prom.txt" for name in ("llama", "qwen")]
     recordings = [Recording(file) for file in files]
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = "".join(one.chunks[one.shown] for one in recordings).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def page() -> bytes:
+        return "".join(one.chunks[one.shown] for one in recordings).encode()
 
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    scrapes = f"  - {{job_name: vllm, static_configs: [{{targets: ['127.0.0.1:{server.server_port}']}}]}}\n"
     # A recording of one engine each: the model's name is all that says whose it is.
     labels = Labels(server="model_name", replica="engine")
     loads = []
-    async with prometheus(tmp_path, scrapes) as url:
+    async with AsyncExitStack() as stack:
+        address = stack.enter_context(served_page(page))
+        scrapes = f"  - {{job_name: vllm, static_configs: [{{targets: ['{address}']}}]}}\n"
+        url = await stack.enter_async_context(prometheus(tmp_path, scrapes))
         source = PrometheusSource(
             PrometheusSettings(url=url, labels=labels), to_clock_s=lambda wall_s: wall_s
         )
@@ -522,7 +484,6 @@ async def test_recorded_gauges_of_vllm_are_read_as_they_were(reference_data: Pat
             assert [one.completed for one in readings.replicas] == [None, None]
             loads.append(expected)
         await source.close()
-    server.shutdown()
     assert max(running for chunk in loads for running, _ in chunk) >= 128
     missing = " ".join(problem.message for problem in readings.problems)
     assert "completed (vllm:request_success_total" in missing and "ttft (" in missing

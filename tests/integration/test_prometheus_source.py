@@ -1,10 +1,8 @@
 """The Prometheus source against a real Prometheus that scrapes a page of ours."""
 
-import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import aiohttp
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp.test_utils import unused_port
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_server import ask, prometheus, until
+from prometheus_server import ask, prometheus, served_page, until
 from source_suite import SourceContract
 
 from schemas.alert import AlertKind
@@ -70,24 +68,6 @@ class Page:
                 ttft.observe(value_s)
                 itl.observe(value_s / 10)
 
-    def handler(self) -> type[BaseHTTPRequestHandler]:
-        """Serves the page as text: in OpenMetrics the library writes underscores for colons."""
-        registry = self.registry
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = generate_latest(registry)
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                return
-
-        return Handler
-
 
 @dataclass
 class Setup:
@@ -109,11 +89,7 @@ class Setup:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def setup(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup]:
     page, folder = Page(), tmp_path_factory.mktemp("prometheus")
-    # In a thread of its own: a scrape between two tests, when no loop runs, must find it too.
-    server = ThreadingHTTPServer(("127.0.0.1", 0), page.handler())
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"127.0.0.1:{server.server_port}"
-    try:
+    with served_page(lambda: generate_latest(page.registry)) as address:
         scrapes = f"  - {{job_name: fleet, static_configs: [{{targets: ['{address}']}}]}}\n"
         async with prometheus(folder, scrapes) as url:
             made = Setup(page, f"http://{address}/metrics", url)
@@ -122,8 +98,6 @@ async def setup(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup
             await source.close()
             assert len(found.replicas) == 2, last_lines(folder / "log")
             yield made
-    finally:
-        server.shutdown()
 
 
 def timeless(readings: Readings) -> tuple[list[ReplicaReading], list[float | None]]:
