@@ -101,8 +101,11 @@ class Emergency:
             return None
         names = ", ".join(f"{n}×{name}" for name, n in sorted(lost.items()))
         figures = {"lost_replicas": float(sum(lost.values()))}
+        excuses = self._settings.passes
+        if total(target) > total(case.current) + sum(lost.values()):
+            excuses -= {"up"}  # More than was lost is a leap like any other.
         reason = f"{names} of what was asked for is lost: what replaces it is not held back"
-        return Ruling(target, Verdict.ALLOW, reason, None, figures, excuses=self._settings.passes)
+        return Ruling(target, Verdict.ALLOW, reason, None, figures, excuses=excuses)
 
     def _lost(self, case: Case) -> dict[str, int]:
         """Replicas by accelerator that are asked for and neither serve nor start, or are overdue."""
