@@ -20,6 +20,8 @@ from services.actuator.surge import differs, surge
 
 FLEET_KEY = "fleet"
 SERVER = "server/"
+LEARNED_STARTS = 5
+"""Starts from which on what was learned of them stands alone."""
 
 
 @dataclass(frozen=True)
@@ -264,15 +266,21 @@ def _profiles(fleet: FleetDeclared, server: Server) -> dict[str, ModelProfile]:
 
 
 def _startup_s(fleet: FleetDeclared, server: Server, inventory: InventoryObserved) -> float:
-    """The longest start-up time of what the server runs on, learned where it was, else declared."""
-    learned = {s.accelerator: s.p95_s for s in inventory.startup}
+    """The longest start-up time of what the server runs on: learned, and while that is little no less than declared.
+
+    A high percentile of a few starts lies too low, and a replica would be given up that is about to come.
+    """
+    learned = {s.accelerator: s for s in inventory.startup}
     held = {v.accelerator for v in inventory.variants if v.desired}
     profiles = _profiles(fleet, server)
-    times = [
-        learned.get(name, startup_assumed_s(profiles[name]) if name in profiles else 0.0)
-        for name in held or set(profiles)
-    ]
-    return max(times, default=0.0)
+    times_s = []
+    for name in held or set(profiles):
+        known = learned.get(name)
+        if known is not None:
+            times_s.append(known.p95_s)
+        if known is None or known.samples < LEARNED_STARTS:
+            times_s.append(startup_assumed_s(profiles[name]) if name in profiles else 0.0)
+    return max(times_s, default=0.0)
 
 
 def _decision(case: Case, gated: Gated, generation: int, now_s: float, writes: bool) -> DecisionMade:
