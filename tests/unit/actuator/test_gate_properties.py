@@ -53,11 +53,20 @@ def test_the_same_case_has_the_same_outcome(looked_at: Case) -> None:
 @given(cases())
 def test_planning_what_was_decided_changes_nothing(looked_at: Case) -> None:
     gated = pass_gate(looked_at, RULES)
+    # A plan that knows what is measured: one that demand has overtaken is answered in every cycle.
+    known = looked_at.plan.inputs
+    if looked_at.telemetry is not None and looked_at.telemetry.offered_rate_rps is not None:
+        known = known.model_copy(update={"rate_rps": looked_at.telemetry.offered_rate_rps})
     again = replace(
         looked_at,
         current=gated.target,
         plan=looked_at.plan.model_copy(
-            update={"allocations": gated.target, "status": ServerStatus.PLANNED, "needed_share": 1.0}
+            update={
+                "allocations": gated.target,
+                "status": ServerStatus.PLANNED,
+                "needed_share": 1.0,
+                "inputs": known,
+            }
         ),
         inventory=hold(gated.target, looked_at.inventory.observed_at_s, looked_at.inventory.quality),
         memory=replace(remember(looked_at, gated, KEEP_S), written_at_s=None),
