@@ -13,10 +13,10 @@ from benchmarks.report import Cell, Progress, Table
 from schemas.base import Quality
 from schemas.fleet import FleetDeclared, OptimizerOptions, SaturationPolicy, Served, Server
 from schemas.telemetry import OfferedFrom, TelemetryObserved
+from services.legacy.reader import read_system
 from services.optimizer.candidates import Memory
 from services.optimizer.compat import compat_problem
 from services.optimizer.core import State, observe, plan
-from services.optimizer.legacy import read_system
 from services.optimizer.problem import Problem, SolveOutcome, service_of
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.solver import Solver

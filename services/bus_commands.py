@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from services.runtime.bus import Bus
 from services.runtime.envelope import Raw, Wire
 from services.runtime.settings import RuntimeSettings, load
 from services.runtime.topology import topology
+from services.tail import filters_of, is_about, messages, start_of, text_of
 
 bus = typer.Typer(help="Streams, consumers, watching, parked messages.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -62,14 +64,32 @@ def verify() -> None:
 @bus.command("tail")
 def tail(
     subject: Annotated[str, typer.Argument(help="Subject or wildcard.")] = f"{ROOT}.>",
+    server: Annotated[str | None, typer.Option(help="Only what is about this server.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Begin with what is kept since then: 90s, 15m, 2h, 1d ago, or an ISO time."
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Go on with what is published from now on.")] = True,
     count: Annotated[int | None, typer.Option(min=1, help="End after this many.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Print messages as they are published, one JSON object per line."""
+    """Print messages as they are published, one a line; with --from also those kept since then."""
+    try:
+        start = None if since is None else start_of(since, datetime.now(UTC))
+        filters = {} if start is None else filters_of(subject)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if start is None and not follow:
+        raise typer.BadParameter("--no-follow needs --from: without both there is nothing to print")
 
     async def work(held: Bus) -> int:
         seen = 0
-        async for raw in held.listen(subject):
-            print(line_of(raw), flush=True)
+        async for raw in messages(held, subject, filters, start, follow):
+            if server is not None and not is_about(raw, server):
+                continue
+            print(line_of(raw) if as_json else text_of(raw), flush=True)
             seen += 1
             if seen == count:
                 break

@@ -76,7 +76,7 @@ class Board:
         self.decisions[decision.server] = decision
         if _replicas(decision.gated) != _replicas(decision.current):
             self.changes += 1
-            text = f"{decision.server}: {_allocated(decision.current)} → {_allocated(decision.gated)}"
+            text = f"{decision.server}: {allocated(decision.current)} → {allocated(decision.gated)}"
             self.news.append(
                 (decision.decided_at_s, _VERDICT_STYLE[decision.verdict], f"{text}  {_line(decision.reason)}")
             )
@@ -156,7 +156,8 @@ def _replicas(allocations: tuple[Allocation, ...]) -> Mapping[str, int]:
     return {a.accelerator: a.replicas for a in allocations if a.replicas}
 
 
-def _allocated(allocations: tuple[Allocation, ...]) -> str:
+def allocated(allocations: tuple[Allocation, ...]) -> str:
+    """Allocations for people, such as 2×H100 + 1×A100."""
     return " + ".join(f"{a.replicas}×{a.accelerator}" for a in allocations if a.replicas) or "none"
 
 

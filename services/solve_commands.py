@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from schemas.fleet import FleetDeclared
-    from services.optimizer.legacy_form import LegacySystem
+    from services.legacy.form import LegacySystem
     from services.optimizer.oneshot import Answered, Row
 
 COMPARED = ("unlimited", "greedy", "lagrangian", "milp", "auto")
@@ -80,7 +80,7 @@ class _Job:
         time_limit: float | None,
         assignments: Sequence[str],
     ) -> None:
-        from services.optimizer.legacy import fleet_of, is_legacy, read_system
+        from services.legacy.reader import fleet_of, is_legacy, read_system
         from services.optimizer.oneshot import overridden_options
         from services.optimizer.settings import OptimizerSettings
 
@@ -143,7 +143,7 @@ def _own(path: Path, assignments: Sequence[str], now_s: float) -> "FleetDeclared
 
 def _changed(fleet: "FleetDeclared", assignments: Sequence[str]) -> "FleetDeclared":
     from schemas.fleet import FleetDeclared
-    from services.optimizer.overrides import overridden
+    from services.runtime.overrides import overridden
 
     if not assignments:
         return fleet
@@ -153,7 +153,7 @@ def _changed(fleet: "FleetDeclared", assignments: Sequence[str]) -> "FleetDeclar
 def _is_own_option(assignment: str) -> bool:
     """Whether it sets an option that only our own form has, which a legacy system can be solved with too."""
     from schemas.fleet import OptimizerOptions
-    from services.optimizer.legacy import OPTIONAL
+    from services.legacy.reader import OPTIONAL
 
     section, _, key = assignment.partition("=")[0].partition(".")
     ours = {name.replace("_", "") for name in OptimizerOptions.model_fields}

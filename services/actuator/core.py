@@ -20,6 +20,8 @@ from services.actuator.surge import differs, surge
 
 FLEET_KEY = "fleet"
 SERVER = "server/"
+LEARNED_STARTS = 5
+"""Starts from which on what was learned of them stands alone."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Outputs:
     unavailable: tuple[CapacityUnavailable, ...] = ()
     undecided: Mapping[str, str] = field(default_factory=dict)
     """Servers without a decision, and why."""
+    scales: Mapping[str, tuple[VariantScale, ...]] = field(default_factory=dict)
+    """What each server that may be written is asked to have now, whether or not it has it already."""
 
 
 def observe(state: State, message: Contract) -> State:
@@ -108,6 +112,7 @@ def decide(
     decisions, writings, undecided = [], [], {}
     memory = dict(state.memory)
     refused: dict[str, str] = {}
+    asked: dict[str, tuple[VariantScale, ...]] = {}
     for server in fleet.servers:
         plan, inventory = state.plans.get(server.name), state.inventory.get(server.name)
         if plan is None or plan.generation != generation:
@@ -117,15 +122,23 @@ def decide(
         if inventory is None or (inventory.quality is not Quality.OK and not (writes and held is not None)):
             undecided[server.name] = "nothing is known of its replicas"
             continue
-        case = _case(state, fleet, server, plan, inventory, now_s, writes)
+        case = _case(state, fleet, server, plan, inventory, settings, now_s, writes)
         gated = pass_gate(case, rules)
         if gated.rule == Ownership.name:
             refused[server.name] = gated.reason
         decisions.append(_decision(case, gated, generation, now_s, writes))
         remembered = remember(case, gated, settings.remember_s)
         if not writes:
-            remembered = replace(case.memory, recommended=remembered.recommended)
+            # Nothing was changed, so there is no direction, no reversal and no move.
+            remembered = replace(
+                case.memory,
+                recommended=remembered.recommended,
+                panicked_at_s=remembered.panicked_at_s,
+                idle_since_s=remembered.idle_since_s,
+            )
         scales = surge(gated.target, inventory)
+        if not gated.advice_only:
+            asked[server.name] = scales
         if writes and not gated.advice_only:
             remembered = replace(remembered, asked=gated.target)
         # An inventory from before the last write does not show it; writing again would run into our own change.
@@ -159,7 +172,7 @@ def decide(
         alerted=frozenset(found),
         unavailable_until_s=until_s | {one.type: one.until_s for one in unavailable},
     )
-    return state, Outputs(tuple(decisions), tuple(writings), alerts, unavailable, undecided)
+    return state, Outputs(tuple(decisions), tuple(writings), alerts, unavailable, undecided, asked)
 
 
 def written(state: State, writing: Writing, now_s: float) -> State:
@@ -197,10 +210,14 @@ def _case(
     server: Server,
     plan: PlanProposed,
     inventory: InventoryObserved,
+    settings: ActuatorSettings,
     now_s: float,
     writes: bool,
 ) -> Case:
     memory = state.memory.get(server.name, Memory())
+    overdue = _overdue_since_s(fleet, server, inventory, settings, now_s)
+    released = {name: at for name, at in memory.released.items() if at > now_s}
+    memory = replace(memory, released=dict.fromkeys(overdue, now_s + settings.unavailable_s) | released)
     return Case(
         server=server,
         objective=objective_of(fleet, server),
@@ -249,15 +266,21 @@ def _profiles(fleet: FleetDeclared, server: Server) -> dict[str, ModelProfile]:
 
 
 def _startup_s(fleet: FleetDeclared, server: Server, inventory: InventoryObserved) -> float:
-    """The longest start-up time of what the server runs on, learned where it was, else declared."""
-    learned = {s.accelerator: s.p95_s for s in inventory.startup}
+    """The longest start-up time of what the server runs on: learned, and while that is little no less than declared.
+
+    A high percentile of a few starts lies too low, and a replica would be given up that is about to come.
+    """
+    learned = {s.accelerator: s for s in inventory.startup}
     held = {v.accelerator for v in inventory.variants if v.desired}
     profiles = _profiles(fleet, server)
-    times = [
-        learned.get(name, startup_assumed_s(profiles[name]) if name in profiles else 0.0)
-        for name in held or set(profiles)
-    ]
-    return max(times, default=0.0)
+    times_s = []
+    for name in held or set(profiles):
+        known = learned.get(name)
+        if known is not None:
+            times_s.append(known.p95_s)
+        if known is None or known.samples < LEARNED_STARTS:
+            times_s.append(startup_assumed_s(profiles[name]) if name in profiles else 0.0)
+    return max(times_s, default=0.0)
 
 
 def _decision(case: Case, gated: Gated, generation: int, now_s: float, writes: bool) -> DecisionMade:
@@ -305,14 +328,10 @@ def _unavailable(
     found: dict[str, CapacityUnavailable] = {}
     for server in fleet.servers:
         inventory = state.inventory.get(server.name)
-        if inventory is None:
-            continue
-        limit_s = min(2 * _startup_s(fleet, server, inventory), settings.pending_at_most_s)
-        for variant in inventory.variants:
-            since_s, kind = variant.pending_since_s, types.get(variant.accelerator)
-            if since_s is None or kind is None or not variant.pending or now_s - since_s <= limit_s:
-                continue
-            if state.unavailable_until_s.get(kind, now_s) > now_s:
+        overdue = {} if inventory is None else _overdue_since_s(fleet, server, inventory, settings, now_s)
+        for accelerator, since_s in overdue.items():
+            kind = types.get(accelerator)
+            if kind is None or state.unavailable_until_s.get(kind, now_s) > now_s:
                 continue
             found[kind] = CapacityUnavailable(
                 type=kind,
@@ -321,6 +340,22 @@ def _unavailable(
                 reason=f"a replica of {server.name} has been pending for {now_s - since_s:.0f} s",
             )
     return list(found.values())
+
+
+def _overdue_since_s(
+    fleet: FleetDeclared,
+    server: Server,
+    inventory: InventoryObserved,
+    settings: ActuatorSettings,
+    now_s: float,
+) -> dict[str, float]:
+    """Accelerators on which a replica of the server is pending for longer than any start takes, and since when."""
+    limit_s = min(2 * _startup_s(fleet, server, inventory), settings.pending_at_most_s)
+    return {
+        v.accelerator: v.pending_since_s
+        for v in inventory.variants
+        if v.pending and v.pending_since_s is not None and now_s - v.pending_since_s > limit_s
+    }
 
 
 def dump(state: State, key: str) -> bytes:
@@ -365,6 +400,10 @@ def load(state: State, key: str, raw: bytes) -> State:
             intended={str(name): int(n) for name, n in kept["intended"].items()},
             written_at_s=_time_s(kept["written_at_s"]),
             intended_at_s=_time_s(kept["intended_at_s"]),
+            # Snapshots of earlier versions have no more than this.
+            released={str(name): float(at) for name, at in kept.get("released", {}).items()},
+            panicked_at_s=_time_s(kept.get("panicked_at_s")),
+            idle_since_s=_time_s(kept.get("idle_since_s")),
         )
     except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
         raise ValueError(f"snapshot {key!r} cannot be read: {error}") from None

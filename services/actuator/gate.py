@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
+from schemas.base import Quality
 from schemas.decision import Verdict
 from schemas.fleet import Objective, Server
 from schemas.plan import Allocation, PlanProposed
@@ -20,10 +21,12 @@ Target = tuple[Allocation, ...]
 class Memory:
     """What the gate remembers of one server; all times are control time in Unix seconds.
 
-    recommended: (when, replicas) of plans, oldest first. reversals: when the direction of changes turned.
+    recommended: (when, replicas) of plans, oldest first. reversals: when what was taken away was wanted again.
     asked: the last target that was given to the server, None before the first.
     written: replicas by accelerator as last known to be written, and when; intended: as last handed to the target,
-    which may have taken them although its answer was lost.
+    which may have taken them although its answer was lost. released: accelerators whose replicas did not come in
+    time, and until when they are not asked for again. panicked_at_s: when demand last outran the plan.
+    idle_since_s: since when nothing has arrived or been served, None while that is not known.
     """
 
     recommended: tuple[tuple[float, int], ...] = ()
@@ -35,6 +38,9 @@ class Memory:
     intended: dict[str, int] = field(default_factory=dict)
     intended_at_s: float | None = None
     written_at_s: float | None = None
+    released: dict[str, float] = field(default_factory=dict)
+    panicked_at_s: float | None = None
+    idle_since_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,10 @@ class Ruling:
     evidence: dict[str, float] = field(default_factory=dict)
     advice_only: bool = False
     """Nothing may be written at all, and no later rule is asked."""
+    excuses: frozenset[str] = frozenset()
+    """Names of later rules that are not asked."""
+    panics: bool = False
+    """Demand outran the plan; remembered, for no capacity is taken away for a while."""
 
 
 class Rule(Protocol):
@@ -86,14 +96,17 @@ class Gated:
     until_s: float | None
     evidence: dict[str, float]
     advice_only: bool = False
+    panics: bool = False
 
 
 def pass_gate(case: Case, rules: Sequence[Rule]) -> Gated:
     """Send a plan's target through the rules; the same case gives the same outcome."""
     target = case.current if case.plan.allocations is None else case.plan.allocations
     last: tuple[str, Ruling] | None = None
+    excused: frozenset[str] = frozenset()
+    panics = False
     for rule in rules:
-        ruling = rule.judge(case, target)
+        ruling = None if rule.name in excused else rule.judge(case, target)
         if ruling is None:
             continue
         if ruling.advice_only:
@@ -107,15 +120,21 @@ def pass_gate(case: Case, rules: Sequence[Rule]) -> Gated:
                 evidence,
                 advice_only=True,
             )
-        if same(ruling.target, target) and case.plan.allocations is not None:
+        excused, panics = excused | ruling.excuses, panics or ruling.panics
+        if same(ruling.target, target) and case.plan.allocations is not None and not ruling.excuses:
             continue
         target, last = ruling.target, (rule.name, ruling)
     figures = _figures(case, target)
     if last is None:
         return Gated(target, Verdict.ALLOW, "plan", case.plan.explanation or "as planned", None, figures)
     name, ruling = last
-    verdict = Verdict.HOLD if same(target, case.current) else Verdict.CLAMP
-    return Gated(target, verdict, name, ruling.reason, ruling.until_s, figures | ruling.evidence)
+    if same(target, case.current):
+        verdict = Verdict.HOLD
+    else:
+        as_planned = case.plan.allocations is not None and same(target, case.plan.allocations)
+        verdict = Verdict.ALLOW if as_planned else Verdict.CLAMP
+    evidence = figures | ruling.evidence
+    return Gated(target, verdict, name, ruling.reason, ruling.until_s, evidence, panics=panics)
 
 
 def _figures(case: Case, target: Target) -> dict[str, float]:
@@ -170,10 +189,11 @@ def resized(target: Target, replicas: int, held: Target = ()) -> Target:
         order = sorted(range(len(target)), key=lambda i: (int(exact[i]) - exact[i], i))
         for i in order[: replicas - sum(shares)]:
             shares[i] += 1
-    return tuple(_with_replicas(a, n) for a, n in zip(target, shares, strict=True))
+    return tuple(with_replicas(a, n) for a, n in zip(target, shares, strict=True))
 
 
-def _with_replicas(allocation: Allocation, replicas: int) -> Allocation:
+def with_replicas(allocation: Allocation, replicas: int) -> Allocation:
+    """The allocation with another number of replicas, at the same cost of each."""
     each = allocation.cost_per_hour / allocation.replicas if allocation.replicas else 0.0
     return allocation.model_copy(update={"replicas": replicas, "cost_per_hour": each * replicas})
 
@@ -200,7 +220,8 @@ def remember(case: Case, gated: Gated, keep_s: float) -> Memory:
     # Replicas on other accelerators, or with another batch limit, do not compare: a move has no direction.
     change = 0 if moved else total(gated.target) - total(case.current)
     direction = (change > 0) - (change < 0)
-    turned = direction != 0 and memory.direction not in (0, direction)
+    # Down after up is how a peak ends; up after down is a replica taken away that was wanted again.
+    turned = direction > 0 and memory.direction < 0
     reversals = tuple(at for at in memory.reversals if at > now_s - keep_s)
     return replace(
         memory,
@@ -208,4 +229,15 @@ def remember(case: Case, gated: Gated, keep_s: float) -> Memory:
         direction=direction or memory.direction,
         reversals=(*reversals, now_s) if turned else reversals,
         moved_at_s=now_s if moved else memory.moved_at_s,
+        panicked_at_s=now_s if gated.panics else memory.panicked_at_s,
+        idle_since_s=_idle_since_s(memory, case.telemetry),
     )
+
+
+def _idle_since_s(memory: Memory, window: TelemetryObserved | None) -> float | None:
+    """Since when nothing has arrived, been served or waited; not known where that was not measured well."""
+    if window is None or window.quality is not Quality.OK or window.offered_rate_rps is None:
+        return None
+    if window.offered_rate_rps or window.completed_rate_rps or window.running or window.waiting:
+        return None
+    return window.window_start_s if memory.idle_since_s is None else memory.idle_since_s

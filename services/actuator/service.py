@@ -22,9 +22,11 @@ from services.actuator.core import (
     undecided_generation,
     written,
 )
+from services.actuator.desired import DesiredReplicas
 from services.actuator.gate import Rule
 from services.actuator.settings import Settings
 from services.actuator.target import Applied, Target
+from services.actuator.targets.metrics import MetricsTarget
 from services.runtime import plugins
 from services.runtime.envelope import Emit, Event
 from services.runtime.errors import Retry
@@ -49,6 +51,8 @@ class ActuatorService(Service):
         self._target: Target = plugins.build(
             "stoker.targets", self._settings.target, self._settings.target_settings
         )
+        exposes = isinstance(self._target, MetricsTarget)
+        self._desired = self._target.desired if exposes else DesiredReplicas()
         self._state = State()
         self._cycle = ""
         self._woken = asyncio.Event()
@@ -72,6 +76,9 @@ class ActuatorService(Service):
             if event.topic.name == "plan.issued":
                 self._cycle = event.correlation_id
         self._woken.set()
+
+    async def open(self) -> None:
+        self.host.metrics.registry.register(self._desired)
 
     def tasks(self) -> Mapping[str, Task]:
         return {"decide": self._decide_each_generation}
@@ -115,15 +122,19 @@ class ActuatorService(Service):
         metrics = self.host.metrics
         for decision in outputs.decisions:
             metrics.decisions.labels(decision.verdict.value, decision.rule).inc()
-            for allocation in decision.gated:
-                metrics.desired.labels(decision.server, allocation.accelerator).set(allocation.replicas)
+        fleet = self._state.fleet
+        self._desired.keep({server.name for server in fleet.servers} if fleet else ())
         for server, reason in outputs.undecided.items():
             self.host.log.info("not decided", server=server, reason=reason)
         await self._write(outputs.writings, cycle)
+        for server, scales in outputs.scales.items():
+            self._desired.show(server, scales)
 
     async def _write(self, writings: Sequence[Writing], cycle: str) -> None:
         """Carry decisions out side by side; one server's failure does not stop the next."""
         at_once = asyncio.Semaphore(_WRITERS)
+
+        owned: set[str] = set()
 
         async def one(writing: Writing) -> tuple[Writing, Contract] | None:
             async with at_once:
@@ -132,6 +143,8 @@ class ActuatorService(Service):
                 result = await self._target.apply(writing.server, writing.scales, writing.inventory)
             now_s = self.host.clock.now_s()
             if isinstance(result, Applied):
+                if result.owned and self._target.writes:
+                    owned.add(writing.server)
                 return writing, ActuationApplied(
                     server=writing.server,
                     generation=writing.generation,
@@ -160,7 +173,7 @@ class ActuatorService(Service):
             state = self._state
             changed = []
             for writing, fact in results:
-                if isinstance(fact, ActuationApplied) and self._target.writes:
+                if isinstance(fact, ActuationApplied) and writing.server in owned:
                     state = written(state, writing, fact.applied_at_s)
                     changed.append(writing.server)
 

@@ -19,13 +19,18 @@ class ActuatorSettings(BaseModel):
     rules: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "opinion",
         "pause",
+        "blackout",
         "ownership",
         "freshness",
+        "emergency",
         "move",
         "deadband",
         "down",
         "up",
         "flap",
+        "panic",
+        "supply",
+        "zero",
         "limits",
     )
     """Rules of the gate in their order; what comes later sees what came before."""

@@ -12,10 +12,14 @@ from schemas.telemetry import InventoryObserved
 
 @dataclass(frozen=True)
 class Applied:
-    """A target took what was asked; `changed` when anything was different before."""
+    """A target took what was asked; `changed` when anything was different before.
+
+    `owned` is False where something else carries it out, so that no other writer can be told from it.
+    """
 
     changed: bool
     resource_version: str | None = None
+    owned: bool = True
 
 
 @dataclass(frozen=True)

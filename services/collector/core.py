@@ -159,6 +159,7 @@ def _inventory(
         quality=Quality.PARTIAL if None in variants else Quality.OK,
         variants=tuple(one for one in variants if one is not None),
         startup=learned,
+        paused=read.paused,
     )
 
 

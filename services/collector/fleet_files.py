@@ -1,7 +1,8 @@
 """The fleet from files: one YAML or JSON file, or a directory of them, in the form of `FleetDeclared`.
 
 The lists may be split over files by their top-level key: each file holds some servers, models and so on, and
-the whole is their union. Unknown keys are refused, because a misspelt limit must not vanish.
+the whole is their union. Unknown keys are refused, because a misspelt limit must not vanish. The legacy form,
+one file or a directory of up to six, is read as laxly as its own programs read it.
 """
 
 import json
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from schemas.fleet import FleetDeclared
+from services.legacy.form import LegacyRefused
+from services.legacy.reader import fleet_of, is_legacy, read_system
 
 SUFFIXES = (".yaml", ".yml", ".json")
 SET_BY_US = ("declared_at_s", "revision")
@@ -55,6 +58,11 @@ def read_fleet(paths: Sequence[Path], now_s: float) -> FleetDeclared:
     is a digest of what was declared, so that layout, comments and the split over files do not change it.
     Raises FleetRefused.
     """
+    if len(paths) == 1 and is_legacy(paths[0]):
+        try:
+            return fleet_of(read_system(paths[0]), now_s).fleet
+        except LegacyRefused as error:
+            raise FleetRefused(f"{paths[0]}: {error}") from None
     texts: dict[str, str] = {}
     for path in _files(paths):
         try:

@@ -25,6 +25,8 @@ class Labels(BaseModel):
     """Label that holds the replica's name; the inventory must use the same names."""
     accelerator: str = "accelerator"
     """Label that holds the accelerator's name; where it is absent the inventory says it."""
+    gateway: str | None = None
+    """Label that holds the server's name on a gateway's series, such as target_model_name; `server` if absent."""
 
 
 class MetricNames(BaseModel):
@@ -35,29 +37,57 @@ class MetricNames(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    completed: tuple[str, ...] = ("vllm:request_success_total",)
+    completed: tuple[str, ...] = (
+        "vllm:request_success_total",
+        "vllm:e2e_request_latency_seconds_count",
+        "sglang:num_requests_total",
+        "sglang:e2e_request_latency_seconds_count",
+    )
     """Counter of finished requests."""
-    input_tokens: tuple[str, ...] = ("vllm:prompt_tokens_total",)
+    input_tokens: tuple[str, ...] = (
+        "vllm:prompt_tokens_total",
+        "vllm:request_prompt_tokens_sum",
+        "sglang:prompt_tokens_total",
+    )
     """Counter of prompt tokens computed."""
-    output_tokens: tuple[str, ...] = ("vllm:generation_tokens_total",)
+    output_tokens: tuple[str, ...] = (
+        "vllm:generation_tokens_total",
+        "vllm:request_generation_tokens_sum",
+        "sglang:generation_tokens_total",
+    )
     """Counter of tokens generated."""
-    running: tuple[str, ...] = ("vllm:num_requests_running",)
+    running: tuple[str, ...] = ("vllm:num_requests_running", "sglang:num_running_reqs")
     """Gauge of requests in the batch."""
-    waiting: tuple[str, ...] = ("vllm:num_requests_waiting",)
+    waiting: tuple[str, ...] = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
     """Gauge of requests that wait in the engine."""
-    kv_used_share: tuple[str, ...] = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+    kv_used_share: tuple[str, ...] = (
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",
+        "sglang:token_usage",
+    )
     """Gauge of the KV cache in use, 0 to 1 in spite of the name; optional."""
-    ttft: tuple[str, ...] = ("vllm:time_to_first_token_seconds",)
+    ttft: tuple[str, ...] = ("vllm:time_to_first_token_seconds", "sglang:time_to_first_token_seconds")
     """Histogram of the time to first token, seconds."""
     itl: tuple[str, ...] = (
         "vllm:inter_token_latency_seconds",
         "vllm:time_per_output_token_seconds",
         "vllm:request_time_per_output_token_seconds",
+        "sglang:inter_token_latency_seconds",
+        "sglang:time_per_output_token_seconds",
     )
     """Histogram of the inter-token latency, seconds."""
-    gateway_requests: tuple[str, ...] = ("stoker_gateway_requests_total",)
+    gateway_requests: tuple[str, ...] = (
+        "stoker_gateway_requests_total",
+        "llm_d_epp_request_total",
+        "inference_objective_request_total",
+        "inference_model_request_total",
+    )
     """Counter of requests that reached the gateway, by server; optional."""
-    gateway_waiting: tuple[str, ...] = ("stoker_gateway_queue",)
+    gateway_waiting: tuple[str, ...] = (
+        "stoker_gateway_queue",
+        "llm_d_epp_flow_control_queue_size",
+        "inference_extension_flow_control_queue_size",
+    )
     """Gauge of requests that wait at the gateway, by server; optional."""
 
     def scalars(self) -> dict[str, str]:
@@ -83,11 +113,14 @@ _PART = re.compile(r"(.+)_(bucket|sum|count)")
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series at one moment; `sampled_at_s` is control time, None when the sample's time is not known."""
+    """One series at one moment; `sampled_at_s` is control time, None when the sample's time is not known.
+
+    `value` is None where only that time is told.
+    """
 
     name: str
     labels: Mapping[str, str]
-    value: float
+    value: float | None
     sampled_at_s: float | None
 
 
@@ -145,24 +178,28 @@ def assemble(source: str, series: Iterable[Series], labels: Labels, names: Metri
         part = None if figure else _PART.fullmatch(one.name)
         metric = part[1] if part else one.name
         figure = figure or histograms.get(metric)
-        if figure is None or not isfinite(one.value) or one.value < 0:
+        value = one.value
+        if figure is None or (value is not None and not (isfinite(value) and value >= 0)):
             continue
-        server = one.labels.get(labels.server)
+        of_gateway = figure in GATEWAY
+        server = one.labels.get((of_gateway and labels.gateway) or labels.server)
         replica = one.labels.get(labels.replica)
-        if not server or not (replica or figure in GATEWAY):
+        if not server or not (replica or of_gateway):
             unlabelled[one.name].update(one.labels)
             continue
-        seen.add(figure)
-        into = gateways[server] if figure in GATEWAY else replicas[server, replica or ""]
+        into = gateways[server] if of_gateway else replicas[server, replica or ""]
         into.accelerator = one.labels.get(labels.accelerator) or into.accelerator
         if one.sampled_at_s is not None:
             into.sampled_at_s = max(one.sampled_at_s, into.sampled_at_s or 0.0)
+        if value is None:
+            continue
+        seen.add(figure)
         if part is None:
-            into.scalars[one.name].append(one.value)
+            into.scalars[one.name].append(value)
         elif part[2] == "sum":
-            into.sums[metric] += one.value
+            into.sums[metric] += value
         elif part[2] == "bucket" and (edge := _edge(one.labels.get("le", ""))) is not None:
-            into.buckets[metric][edge] += one.value
+            into.buckets[metric][edge] += value
     return Assembled(
         tuple(
             _replica(key, one, names) for key, one in sorted(replicas.items()) if one.sampled_at_s is not None

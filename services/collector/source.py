@@ -105,12 +105,16 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerInventory:
-    """What a server has; `replicas` is empty when a source knows only counts."""
+    """What a server has; `replicas` is empty when a source knows only counts.
+
+    `paused` says that a mark on the server itself asks that it only be advised.
+    """
 
     server: str
     observed_at_s: float
     variants: tuple[VariantReading, ...] = ()
     replicas: tuple[ReplicaStatus, ...] = ()
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

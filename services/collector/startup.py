@@ -50,8 +50,8 @@ def learn(
     """Take in every replica that became ready since the last call.
 
     Parameters: seen, all replicas of one poll, each with its model; most, start-ups kept of each model and
-    accelerator, the newest. Replicas without both times, ready before they were made, or ready only after
-    `now_s` are left out.
+    accelerator, the newest. Replicas without both times, not ready after they were made (found running, they
+    tell nothing of a start), or ready only after `now_s` are left out.
     """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for model, one in seen:
@@ -60,7 +60,7 @@ def learn(
         key = (model, one.accelerator)
         known = times.reservoirs.get(key)
         duration_s = one.ready_at_s - one.created_at_s
-        if 0 <= duration_s <= LONGEST_S and one.ready_at_s > (known.learned_to_s if known else -inf):
+        if 0 < duration_s <= LONGEST_S and one.ready_at_s > (known.learned_to_s if known else -inf):
             found.setdefault(key, []).append((one.ready_at_s, duration_s))
     if not found:
         return times

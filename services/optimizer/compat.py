@@ -15,7 +15,7 @@ import numpy as np
 from schemas.base import Statistic
 from schemas.fleet import OptimizerOptions, SaturationPolicy
 from schemas.plan import Prediction
-from services.optimizer.legacy_form import LegacyProfile, LegacyServer, LegacySystem, LegacyTarget
+from services.legacy.form import LegacyProfile, LegacyServer, LegacySystem, LegacyTarget
 from services.optimizer.problem import Candidate, Held, Problem, ReplicaCase, ServerProblem
 from services.optimizer.sizing import Latencies, Laws, latencies, size
 from services.perfmodel.law import DEFAULT_TOKEN_BUDGET

@@ -8,10 +8,10 @@ from typing import Any
 from schemas.base import Contract
 from schemas.fleet import FleetDeclared, OptimizerOptions
 from schemas.plan import Allocation, PlanIssued, PlanProposed, Prediction, ServerStatus, SolveStatus
+from services.legacy.form import LegacySystem
+from services.legacy.reader import CENTS, MS_PER_S
 from services.optimizer.compat import compat_problem, options_of
 from services.optimizer.core import State, observe, plan
-from services.optimizer.legacy import CENTS, MS_PER_S
-from services.optimizer.legacy_form import LegacySystem
 from services.optimizer.problem import Choice, Problem, SolveOutcome
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.sizing import Laws

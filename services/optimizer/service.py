@@ -18,7 +18,6 @@ from schemas.request import (
 from services.optimizer.candidates import Memory
 from services.optimizer.core import Generation, State, observe, plan
 from services.optimizer.explain import explained
-from services.optimizer.overrides import overridden
 from services.optimizer.performance import answer_request
 from services.optimizer.settings import Settings
 from services.optimizer.solver import Solver
@@ -32,6 +31,7 @@ from services.runtime.bus import Conflict
 from services.runtime.envelope import Emit, Event, Raw
 from services.runtime.errors import Fatal, Reject, Retry
 from services.runtime.intake import admitted
+from services.runtime.overrides import overridden
 from services.runtime.service import Outcome, Service, Task, VerbHandler
 
 

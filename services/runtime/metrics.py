@@ -79,9 +79,3 @@ class Metrics:
             ("verdict", "rule"),
             registry=self.registry,
         )
-        self.desired = Gauge(
-            "stoker_desired_replicas",
-            "Replicas that a server is asked to have.",
-            ("server", "accelerator"),
-            registry=self.registry,
-        )

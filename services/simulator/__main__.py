@@ -10,6 +10,7 @@ from services.runtime.process import stop_on_signals
 from services.runtime.settings import SettingsRefused, clock_of, load
 from services.simulator.arrivals import TraceError
 from services.simulator.fleet import Fleet
+from services.simulator.naming import names_of
 from services.simulator.plant import PlantError, load_plant
 from services.simulator.service import serving, trace_folders
 from services.simulator.settings import Settings
@@ -31,7 +32,8 @@ def main() -> int:
         stopping = asyncio.Event()
         stop_on_signals(stopping.set)
         http = settings.http
-        async with serving(fleet, clock, http.host, http.port, settings.simulator.tick_s) as url:
+        names = names_of(settings.simulator.engine_naming, settings.simulator.gateway_naming)
+        async with serving(fleet, clock, http.host, http.port, settings.simulator.tick_s, names) as url:
             logs.logger("simulator").info("listening", url=url)
             await stopping.wait()
 

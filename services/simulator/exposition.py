@@ -1,4 +1,4 @@
-"""Prometheus text of replicas, in the names of vLLM, and of the gateways.
+"""Prometheus text of replicas, by default in the names of vLLM, and of the gateways.
 
 Written by hand, with the label strings kept, because a fleet's page is rendered at every scrape. What vLLM
 calls inter-token latency is one observation for each token after a request's first.
@@ -7,9 +7,11 @@ calls inter-token latency is one observation for each token after a request's fi
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from types import MappingProxyType
 from typing import NamedTuple
 
 from services.simulator.histogram import Histogram
+from services.simulator.naming import Names
 from services.simulator.replica import Engine
 from services.simulator.server import Pod, Server
 
@@ -76,13 +78,16 @@ GATEWAY: tuple[tuple[str, str, str, Callable[[Server], int]], ...] = (
 )
 
 
-def render(pods: Sequence[Pod], servers: Iterable[Server], now_s: float) -> str:
-    """The page of some replicas and gateways as of `now_s` (Unix seconds)."""
+def render(
+    pods: Sequence[Pod], servers: Iterable[Server], now_s: float, names: Names = MappingProxyType({})
+) -> str:
+    """The page of some replicas and gateways as of `now_s` (Unix seconds), under other names where given."""
     lines: list[str] = []
     if pods:
-        _add_replicas(lines, pods)
+        _add_replicas(lines, pods, names)
     if servers := list(servers):
-        for name, kind, text, value in GATEWAY:
+        for own_name, kind, text, value in GATEWAY:
+            name = names.get(own_name, own_name)
             lines += (f"# HELP {name} {text}", f"# TYPE {name} {kind}")
             lines += [f"{name}{{{_gateway_labels(s.name, s.model)}}} {value(s)}" for s in servers]
     lines += (
@@ -94,15 +99,18 @@ def render(pods: Sequence[Pod], servers: Iterable[Server], now_s: float) -> str:
     return "\n".join(lines)
 
 
-def _add_replicas(lines: list[str], pods: Sequence[Pod]) -> None:
+def _add_replicas(lines: list[str], pods: Sequence[Pod], names: Names) -> None:
     labelled = [(pod.engine, *_labels(pod)) for pod in pods]
     for scalar in SCALARS:
-        lines += (f"# HELP {scalar.name} {scalar.help}", f"# TYPE {scalar.name} {scalar.kind}")
+        if (name := names.get(scalar.name, scalar.name)) is None:
+            continue
+        lines += (f"# HELP {name} {scalar.help}", f"# TYPE {name} {scalar.kind}")
         for engine, model, labels in labelled:
             if (number := scalar.value(engine)) is not None:
-                lines.append(f"{scalar.name}{{{model}{labels}{scalar.extra_labels}}} {number}")
+                lines.append(f"{name}{{{model}{labels}{scalar.extra_labels}}} {number}")
     for distribution in DISTRIBUTIONS:
-        name = distribution.name
+        if (name := names.get(distribution.name, distribution.name)) is None:
+            continue
         lines += (f"# HELP {name} {distribution.help}", f"# TYPE {name} histogram")
         for engine, model, labels in labelled:
             histogram = distribution.value(engine)
@@ -110,6 +118,8 @@ def _add_replicas(lines: list[str], pods: Sequence[Pod]) -> None:
             numbers = list(accumulate(histogram.counts))
             lines += [f"{key}{number}" for key, number in zip(keys, numbers, strict=False)]
             lines += (f"{keys[-2]}{numbers[-1]}", f"{keys[-1]}{histogram.sum!r}")
+    if names.get("vllm:cache_config_info", "") is None:
+        return
     lines += (
         "# HELP vllm:cache_config_info Information of the cache configuration.",
         "# TYPE vllm:cache_config_info gauge",

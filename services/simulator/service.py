@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Protocol
 from urllib.parse import quote
 
@@ -31,6 +32,7 @@ from services.simulator.exposition import CONTENT_TYPE, render
 from services.simulator.faults import FAULTS
 from services.simulator.fleet import Conflict, Fleet, Refused, UnknownName
 from services.simulator.inventory import take_inventory, view_variant
+from services.simulator.naming import Names
 from services.simulator.plant import faults_of
 from services.simulator.server import Pod, PodState
 
@@ -69,9 +71,14 @@ def trace_folders(environment: Mapping[str, str], working_directory: Path) -> li
     return [*folders, working_directory.parent / "shared" / "data" / "traces"]
 
 
-def create_app(fleet: Fleet, clock: Clock, tick_s: float = 0.25) -> web.Application:
-    """The HTTP application; it keeps the fleet at the clock's time, also every `tick_s` on its own."""
-    shell = _Shell(fleet, clock, tick_s)
+def create_app(
+    fleet: Fleet, clock: Clock, tick_s: float = 0.25, names: Names = MappingProxyType({})
+) -> web.Application:
+    """The HTTP application; it keeps the fleet at the clock's time, also every `tick_s` on its own.
+
+    Parameters: names, other names for the figures of its metrics pages.
+    """
+    shell = _Shell(fleet, clock, tick_s, names)
     app = web.Application(middlewares=[_errors_as_json])
     app.cleanup_ctx.append(shell.ticking)
     app.add_routes(
@@ -92,10 +99,15 @@ def create_app(fleet: Fleet, clock: Clock, tick_s: float = 0.25) -> web.Applicat
 
 @asynccontextmanager
 async def serving(
-    fleet: Fleet, clock: Clock, host: str, port: int, tick_s: float = 0.25
+    fleet: Fleet,
+    clock: Clock,
+    host: str,
+    port: int,
+    tick_s: float = 0.25,
+    names: Names = MappingProxyType({}),
 ) -> AsyncIterator[str]:
     """Serve the fleet while the context lasts; yields the base URL (port 0 takes a free one)."""
-    runner = web.AppRunner(create_app(fleet, clock, tick_s), access_log=None)
+    runner = web.AppRunner(create_app(fleet, clock, tick_s, names), access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
@@ -108,8 +120,9 @@ async def serving(
 
 
 class _Shell:
-    def __init__(self, fleet: Fleet, clock: Clock, tick_s: float) -> None:
+    def __init__(self, fleet: Fleet, clock: Clock, tick_s: float, names: Names) -> None:
         self.fleet = fleet
+        self.names = names
         self.clock = clock
         self.tick_s = tick_s
         self._advancing = asyncio.Lock()
@@ -219,7 +232,7 @@ class _Shell:
 
     def _page(self, pods: list[Pod], gateways: bool) -> web.Response:
         servers = self.fleet.servers.values() if gateways else ()
-        text = render(pods, servers, self.fleet.now_s)
+        text = render(pods, servers, self.fleet.now_s, self.names)
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
 

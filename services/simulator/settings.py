@@ -6,6 +6,7 @@ from pydantic import Field
 
 from services.runtime.settings import Group, RuntimeSettings
 from services.simulator.demo import DEMO_PLANT
+from services.simulator.naming import EngineNaming, GatewayNaming
 
 
 class SimulatorSettings(Group):
@@ -15,6 +16,10 @@ class SimulatorSettings(Group):
     """Description of the plant."""
     tick_s: float = Field(default=0.25, gt=0, le=10)
     """Wall seconds between steps when nobody asks; a request always sees the fleet at its own moment."""
+    engine_naming: EngineNaming = EngineNaming.VLLM
+    """Whose metric names the replicas use; a platform may run several engines and versions of one."""
+    gateway_naming: GatewayNaming = GatewayNaming.STOKER
+    """Whose metric names the gateway uses."""
 
 
 class Settings(RuntimeSettings):

@@ -9,13 +9,32 @@ from schemas.fleet import Objective, Server
 from schemas.plan import Allocation, Inputs, PlanProposed, Prediction, ServerStatus
 from schemas.telemetry import InventoryObserved, TelemetryObserved, VariantInventory
 from services.actuator.gate import Case, Memory, Rule, Target, total
+from services.actuator.rules.demand import Panic, Zero
+from services.actuator.rules.down import Down, Flap
 from services.actuator.rules.move import Move
-from services.actuator.rules.size import Deadband, Down, Flap, Limits, Up
-from services.actuator.rules.trust import Freshness, Opinion, Ownership, Pause
+from services.actuator.rules.size import Deadband, Limits, Up
+from services.actuator.rules.supply import Emergency, Supply
+from services.actuator.rules.trust import Blackout, Freshness, Opinion, Ownership, Pause
 
 NOW_S = 1_000_000.0
 COST_PER_HOUR = {"A": 10.0, "B": 1.0}
-BUILT_IN = (Opinion, Pause, Ownership, Freshness, Move, Deadband, Down, Up, Flap, Limits)
+BUILT_IN = (
+    Opinion,
+    Pause,
+    Blackout,
+    Ownership,
+    Freshness,
+    Emergency,
+    Move,
+    Deadband,
+    Down,
+    Up,
+    Flap,
+    Panic,
+    Supply,
+    Zero,
+    Limits,
+)
 
 
 def built_in_rules() -> list[Rule]:
@@ -76,9 +95,17 @@ def hold(
     )
 
 
-def measure(window_end_s: float = NOW_S, quality: Quality = Quality.OK) -> TelemetryObserved:
+def measure(
+    window_end_s: float = NOW_S, quality: Quality = Quality.OK, rate_rps: float | None = None
+) -> TelemetryObserved:
     return TelemetryObserved(
-        server="s", model="m", window_start_s=window_end_s - 30, window_end_s=window_end_s, quality=quality
+        server="s",
+        model="m",
+        window_start_s=window_end_s - 30,
+        window_end_s=window_end_s,
+        quality=quality,
+        offered_rate_rps=rate_rps,
+        completed_rate_rps=rate_rps,
     )
 
 
@@ -145,6 +172,9 @@ def memories(draw: st.DrawFn, current: Target) -> Memory:
         asked=current,
         written={} if written_by == "nobody" else counts if written_by == "us" else counts | {"C": 1},
         written_at_s=None if written_by == "nobody" else NOW_S - 60,
+        released=dict.fromkeys(draw(st.sets(st.sampled_from("AB"), max_size=1)), NOW_S + 300),
+        panicked_at_s=draw(st.none() | st.sampled_from((NOW_S - 30, NOW_S - 90))),
+        idle_since_s=draw(st.none() | st.just(NOW_S - 400)),
     )
 
 
@@ -162,14 +192,21 @@ def cases(draw: st.DrawFn, names: str = "AB") -> Case:
         predicted_current=draw(st.sampled_from((None, predict(), predict(1.5, objectives_met=False)))),
         expires_at_s=NOW_S + draw(st.sampled_from((-1.0, 90.0))),
     )
-    window = draw(st.none() | st.builds(measure, _AGES_S.map(lambda s: NOW_S - s), st.sampled_from(Quality)))
+    rates = st.sampled_from((None, 0.0, needed, 3 * needed))
+    ends = _AGES_S.map(lambda s: NOW_S - s)
+    window = draw(st.none() | st.builds(measure, ends, st.sampled_from(Quality), rates))
     seen = st.sampled_from((Quality.OK, Quality.OK, Quality.PARTIAL, Quality.MISSING))
     limits = {"min_replicas": least, "max_replicas": draw(st.none() | st.integers(max(1, least), 20))}
     return case(
         current,
         plan,
         limits | {"paused": draw(st.booleans()) and draw(st.booleans())},
-        inventory=hold(current, NOW_S - draw(_AGES_S), draw(seen)),
+        inventory=hold(
+            current,
+            NOW_S - draw(_AGES_S),
+            draw(seen),
+            **{a.accelerator: draw(st.integers(0, a.replicas)) for a in current if draw(st.booleans())},
+        ),
         telemetry=window,
         memory=draw(memories(current)),
         paused=draw(st.booleans()) and draw(st.booleans()),

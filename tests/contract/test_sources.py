@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -11,7 +12,9 @@ from source_suite import SourceContract
 from schemas.alert import AlertKind
 from services.collector.source import ReplicaState, Source
 from services.collector.sources.endpoints import EndpointsSettings, EndpointsSource
+from services.collector.sources.replay import ReplaySettings, ReplaySource
 from services.collector.sources.simulated import SimulatedSettings, SimulatedSource
+from services.simulator.exposition import render
 from services.simulator.fleet import Fleet
 from services.simulator.plant import Plant
 from services.simulator.service import create_app
@@ -89,6 +92,37 @@ class TestSimulated(SourceContract):
     @pytest.fixture
     def broken(self) -> Source:
         return SimulatedSource(SimulatedSettings(url=NOBODY), to_clock_s=to_clock_s)
+
+
+class TestReplayedTrace(SourceContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Source:
+        file = tmp_path / "trace.csv"
+        file.write_text(
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+            + "".join(f"2026-01-05 10:00:{k:02d}.1234567,{100 + k},{k}\n" for k in range(60))
+        )
+        return ReplaySource(ReplaySettings(file=file, server="chat"), to_clock_s=to_clock_s)
+
+    @pytest.fixture
+    def broken(self, tmp_path: Path) -> Source:
+        return ReplaySource(ReplaySettings(file=tmp_path / "none.csv", server="chat"), to_clock_s=to_clock_s)
+
+
+class TestReplayedPages(SourceContract):
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Source:
+        fleet, chunks = Fleet(plant(), origin_s=NOW_S), []
+        for minute in range(3):
+            fleet.advance(NOW_S + 60.0 * minute + 1)
+            page = render(list(fleet.pods.values()), fleet.servers.values(), fleet.now_s)
+            chunks.append(f"== t={60 * minute}s ==\n{page}")
+        (tmp_path / "pages.prom.txt").write_text("\n".join(chunks))
+        return ReplaySource(ReplaySettings(file=tmp_path / "pages.prom.txt"), to_clock_s=to_clock_s)
+
+    @pytest.fixture
+    def broken(self, tmp_path: Path) -> Source:
+        return ReplaySource(ReplaySettings(file=tmp_path / "none.txt"), to_clock_s=to_clock_s)
 
 
 async def test_the_simulated_fleet_is_read_as_it_is(simulated_fleet: str) -> None:

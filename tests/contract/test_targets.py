@@ -7,8 +7,10 @@ from gate_cases import ask, hold
 from simulated_backend import Client, Clock, inventory_of, simulated_fleet, url_of
 from target_suite import TargetContract
 
+from schemas.actuation import VariantScale
 from schemas.telemetry import InventoryObserved
 from services.actuator.target import Target
+from services.actuator.targets.metrics import MetricsTarget
 from services.actuator.targets.simulated import SimulatedSettings, SimulatedTarget
 from services.runtime import plugins
 
@@ -25,6 +27,24 @@ class TestDryRun(TargetContract):
 
     async def inventory(self, target: Target) -> InventoryObserved:
         return hold(ask(A=2))
+
+
+class TestMetrics(TargetContract):
+    @pytest.fixture
+    def target(self) -> Target:
+        built: MetricsTarget = plugins.build("stoker.targets", "metrics", None)
+        built.desired.keep({"s"})
+        built.desired.show("s", [VariantScale(accelerator="A", replicas=2)])
+        return built
+
+    @pytest.fixture
+    def broken(self) -> Target:
+        pytest.skip("metrics are shown, they have no backend")
+
+    async def inventory(self, target: Target) -> InventoryObserved:
+        """What an autoscaler that obeys at once would have made of the series."""
+        assert isinstance(target, MetricsTarget)
+        return hold(ask(**target.desired.of("s")))
 
 
 class TestSimulated(TargetContract):

@@ -1,13 +1,8 @@
 """The Prometheus source against a real Prometheus that scrapes a page of ours."""
 
-import asyncio
-import shutil
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TypeVar
 
 import aiohttp
 import numpy as np
@@ -15,6 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp.test_utils import unused_port
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_server import ask, prometheus, served_page, until
 from source_suite import SourceContract
 
 from schemas.alert import AlertKind
@@ -27,10 +23,8 @@ from services.collector.source import Readings, ReplicaReading, Source
 from services.collector.sources.endpoints import EndpointsSettings, EndpointsSource
 from services.collector.sources.prometheus import PrometheusSettings, PrometheusSource
 from services.collector.windows import difference
-from services.runtime.child import end, last_lines, spawn
+from services.runtime.child import last_lines
 
-T = TypeVar("T")
-DEADLINE_S = 30.0
 REPLICAS = ("chat-0", "chat-1")
 AHEAD_S = 1000.0
 """Control time is this far ahead of wall time, so that a time that was not mapped is seen."""
@@ -74,24 +68,6 @@ class Page:
                 ttft.observe(value_s)
                 itl.observe(value_s / 10)
 
-    def handler(self) -> type[BaseHTTPRequestHandler]:
-        """Serves the page as text: in OpenMetrics the library writes underscores for colons."""
-        registry = self.registry
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = generate_latest(registry)
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                return
-
-        return Handler
-
 
 @dataclass
 class Setup:
@@ -110,53 +86,18 @@ class Setup:
         return EndpointsSource(settings, to_clock_s=to_clock_s)
 
 
-async def until(read: Callable[[], Awaitable[T]], good: Callable[[T], bool]) -> T:
-    """What was read as soon as it is good, or after the deadline."""
-    deadline_s = time.monotonic() + DEADLINE_S
-    while True:
-        found = await read()
-        if good(found) or time.monotonic() > deadline_s:
-            return found
-        await asyncio.sleep(0.1)
-
-
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def setup(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup]:
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("no prometheus on PATH; Debian has it as the package prometheus")
     page, folder = Page(), tmp_path_factory.mktemp("prometheus")
-    # In a thread of its own: a scrape between two tests, when no loop runs, must find it too.
-    server = ThreadingHTTPServer(("127.0.0.1", 0), page.handler())
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"127.0.0.1:{server.server_port}"
-    try:
-        (folder / "prometheus.yml").write_text(
-            "global: {scrape_interval: 500ms}\n"
-            "scrape_configs:\n"
-            f"  - {{job_name: fleet, static_configs: [{{targets: ['{address}']}}]}}\n"
-        )
-        port = unused_port()
-        child = spawn(
-            [
-                program,
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            folder / "log",
-        )
-        try:
-            made = Setup(page, f"http://{address}/metrics", f"http://127.0.0.1:{port}")
+    with served_page(lambda: generate_latest(page.registry)) as address:
+        scrapes = f"  - {{job_name: fleet, static_configs: [{{targets: ['{address}']}}]}}\n"
+        async with prometheus(folder, scrapes) as url:
+            made = Setup(page, f"http://{address}/metrics", url)
             source = made.source()
             found = await until(lambda: source.poll(0), lambda readings: len(readings.replicas) == 2)
             await source.close()
             assert len(found.replicas) == 2, last_lines(folder / "log")
             yield made
-        finally:
-            end(child)
-    finally:
-        server.shutdown()
 
 
 def timeless(readings: Readings) -> tuple[list[ReplicaReading], list[float | None]]:
@@ -230,11 +171,8 @@ class TestBesideARealPrometheus:
         source = setup.source()
         found, _ = await served(setup, source, 50)
         query = f'histogram_quantile({share}, vllm:time_to_first_token_seconds_bucket{{pod="chat-0"}})'
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"{setup.prometheus_url}/api/v1/query", params={"query": query}) as response,
-        ):
-            (result,) = (await response.json())["data"]["result"]
+        async with aiohttp.ClientSession() as session:
+            (result,) = await ask(session, setup.prometheus_url, query)
         await source.close()
         assert found.replicas[0].ttft is not None
         assert quantile(found.replicas[0].ttft, share) == pytest.approx(float(result["value"][1]), rel=1e-9)

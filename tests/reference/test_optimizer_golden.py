@@ -12,9 +12,9 @@ import pytest
 from schemas.base import Statistic
 from schemas.fleet import OptimizerOptions, SaturationPolicy, Served
 from schemas.plan import SolveStatus
+from services.legacy.form import LegacySystem
+from services.legacy.reader import read_system
 from services.optimizer.compat import compat_problem, options_of
-from services.optimizer.legacy import read_system
-from services.optimizer.legacy_form import LegacySystem
 from services.optimizer.problem import Candidate, Problem, ReplicaCase, ServerProblem, Solution
 from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
 from services.optimizer.solvers.milp import MilpSettings, MilpSolver

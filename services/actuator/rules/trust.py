@@ -1,5 +1,7 @@
 """Rules about whether the plan may be acted upon at all."""
 
+from datetime import UTC, datetime, time, timedelta
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,6 +11,18 @@ from schemas.decision import Verdict
 from services.actuator.gate import Case, Ruling, Target
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Day(StrEnum):
+    """Days of the week, in their order."""
+
+    MONDAY = "mon"
+    TUESDAY = "tue"
+    WEDNESDAY = "wed"
+    THURSDAY = "thu"
+    FRIDAY = "fri"
+    SATURDAY = "sat"
+    SUNDAY = "sun"
 
 
 class NoSettings(BaseModel):
@@ -38,7 +52,7 @@ class Opinion:
 
 
 class Pause:
-    """A server that is paused, by its declaration or on request, is only advised."""
+    """A server that is paused, by its declaration, an annotation or on request, is only advised."""
 
     name: ClassVar[str] = "pause"
     Settings: ClassVar[type[BaseModel]] = NoSettings
@@ -47,9 +61,65 @@ class Pause:
         del settings
 
     def judge(self, case: Case, target: Target) -> Ruling | None:
-        if not (case.paused or case.server.paused):
+        if not (case.paused or case.server.paused or case.inventory.paused):
             return None
         return Ruling(case.current, Verdict.REJECT, "paused: the plan is advice only", advice_only=True)
+
+
+class BlackoutHours(BaseModel):
+    """Hours in which nothing is changed, in UTC."""
+
+    model_config = _CONFIG
+
+    begins: time
+    """When it begins, for example 22:00."""
+    ends: time
+    """When it ends; at or before its begin it is of the day after."""
+    days: Annotated[frozenset[Day], Field(min_length=1)] = frozenset(Day)
+    """Days on which it begins."""
+    servers: frozenset[str] | None = None
+    """Servers that it is for; all when absent."""
+
+    def ends_s(self, now_s: float) -> float | None:
+        """When the blackout that `now_s` (Unix seconds) lies in ends; None outside of one."""
+        now = datetime.fromtimestamp(now_s, UTC)
+        for day in (now.date() - timedelta(days=1), now.date()):
+            begins = datetime.combine(day, self.begins, UTC)
+            ends = datetime.combine(day + timedelta(days=self.ends <= self.begins), self.ends, UTC)
+            if list(Day)[day.weekday()] in self.days and begins <= now < ends:
+                return ends.timestamp()
+        return None
+
+
+class BlackoutSettings(BaseModel):
+    """Settings of the blackout rule."""
+
+    model_config = _CONFIG
+
+    hours: tuple[BlackoutHours, ...] = ()
+    """When nothing is changed."""
+
+
+class Blackout:
+    """Within a blackout a server is only advised."""
+
+    name: ClassVar[str] = "blackout"
+    Settings: ClassVar[type[BaseModel]] = BlackoutSettings
+
+    def __init__(self, settings: BlackoutSettings) -> None:
+        self._settings = settings
+
+    def judge(self, case: Case, target: Target) -> Ruling | None:
+        ends = [
+            end_s
+            for one in self._settings.hours
+            if (one.servers is None or case.server.name in one.servers)
+            and (end_s := one.ends_s(case.now_s)) is not None
+        ]
+        if not ends:
+            return None
+        reason = "blackout: the plan is advice only"
+        return Ruling(case.current, Verdict.REJECT, reason, max(ends), advice_only=True)
 
 
 class OwnershipSettings(BaseModel):
@@ -102,6 +172,8 @@ class FreshnessSettings(BaseModel):
 
     telemetry_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     """Control seconds after which a window no longer allows less capacity; four cycles of 30 s."""
+    reporting_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the replicas that must have reported before anything is taken away: the rest may be the busy ones."""
     inventory_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """Control seconds after which an inventory says nothing about what the server has."""
 
@@ -143,4 +215,6 @@ class Freshness:
         age_s = case.now_s - window.window_end_s
         if age_s > self._settings.telemetry_s:
             return f"telemetry is {age_s:.0f} s old"
+        if window.reporting_share < self._settings.reporting_share:
+            return f"only {window.reporting_share:.0%} of the replicas reported"
         return None

@@ -80,7 +80,7 @@ class PrometheusSource:
             KeyError,
             TypeError,
         ) as error:
-            message = f"{settings.url}: {type(error).__name__}: {error}"[:3000]
+            message = f"{settings.url}: {type(error).__name__}: {_cause(error)}"[:3000]
             failure = Problem(AlertKind.SOURCE_FAILED, self.name, message)
             return Readings(self.name, self.provides, problems=(failure,))
         return Readings(
@@ -101,6 +101,8 @@ class PrometheusSource:
                 settings.url,
                 retry=Retry(total=0),
                 timeout=settings.timeout_s,
+                # The query is longer than what some proxies take in an address.
+                method="POST",
             )
         if settings.token_file is not None:
             self._client.headers = {"Authorization": f"Bearer {settings.token_file.read_text().strip()}"}
@@ -116,7 +118,7 @@ class PrometheusSource:
             if of is None:
                 yield Series(labels.pop("__name__"), labels, value, None)
             else:
-                yield Series(of, labels, 0.0, self._to_clock_s(value))
+                yield Series(of, labels, None, self._to_clock_s(value))
 
     def _explain(self, client: Any, problem: Problem) -> Problem:
         """Add to a problem the names nearest to those that match nothing, and the labels that exist."""
@@ -131,6 +133,12 @@ class PrometheusSource:
             f"{listed(near)}; labels that exist: {listed(labels)}"
         )
         return Problem(problem.kind, problem.subject, message[:4000])
+
+
+def _cause(error: Exception) -> object:
+    """What went wrong, without the retries and the address, which holds the whole query, around it."""
+    around = error.args[0] if error.args else error
+    return getattr(around, "reason", None) or error
 
 
 def query(names: MetricNames, matchers: str) -> str:

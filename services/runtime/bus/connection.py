@@ -6,6 +6,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from weakref import WeakSet
 
@@ -239,12 +240,19 @@ class Bus:
         """Every message kept of matching subjects, in the order of the stream; raises Retry."""
         return await self._read(stream, filters, DeliverPolicy.ALL)
 
-    async def _read(self, stream: str, filters: Sequence[str], policy: DeliverPolicy) -> list[Raw]:
+    async def since(self, stream: str, filters: Sequence[str], start: datetime) -> list[Raw]:
+        """Every message kept of matching subjects that was stored at a time or later; raises Retry."""
+        return await self._read(stream, filters, DeliverPolicy.BY_START_TIME, start)
+
+    async def _read(
+        self, stream: str, filters: Sequence[str], policy: DeliverPolicy, start: datetime | None = None
+    ) -> list[Raw]:
         name = f"{self.service}-read-{self._client._nuid.next().decode()}"
         config = ConsumerConfig(
             name=name,
             filter_subjects=list(filters),
             deliver_policy=policy,
+            opt_start_time=start,
             ack_policy=AckPolicy.NONE,
             inactive_threshold=30.0,
             mem_storage=True,

@@ -10,7 +10,7 @@ from schemas.alert import AlertKind
 from schemas.base import Contract, Quality
 from schemas.fleet import Accelerator, FleetDeclared, Model, ModelProfile, Server, ServiceClass
 from schemas.plan import PlanIssued, PlanProposed, Shortfall, SolveStatus
-from schemas.telemetry import InventoryObserved
+from schemas.telemetry import InventoryObserved, StartupTime
 from services.actuator.core import (
     FLEET_KEY,
     SERVER,
@@ -282,11 +282,42 @@ def test_a_replica_that_is_pending_too_long_makes_its_type_unavailable_for_a_whi
         return seen.model_copy(update={"variants": variants})
 
     assert loop.run(ask(A=3), pending(NOW_S - 100)).unavailable == ()
-    (found,) = loop.run(ask(A=3), pending(NOW_S - 200)).unavailable
+    out = loop.run(ask(A=3), pending(NOW_S - 200))
+    (found,) = out.unavailable
     assert (found.type, found.since_s, found.until_s) == ("type-A", NOW_S - 200, loop.now_s + 600)
+    (decision,) = out.decisions
+    assert (decision.rule, decision.gated, decision.until_s) == ("supply", ask(A=2), loop.now_s + 600)
+    assert [(w.scales[0].accelerator, w.scales[0].replicas) for w in out.writings] == [("A", 2)]
+    assert loop.run(ask(A=3), hold(ask(A=2), loop.now_s + CYCLE_S)).decisions[0].gated == ask(A=2)
     assert loop.run(ask(A=3), pending(NOW_S - 200)).unavailable == ()
     loop.cycle += 20
     assert len(loop.run(ask(A=3), pending(NOW_S - 200)).unavailable) == 1
+
+
+@pytest.mark.parametrize(
+    ("learned_s", "samples", "limit_s"),
+    [(10.0, 1, 200), (10.0, 4, 200), (150.0, 1, 300), (10.0, 5, 20), (150.0, 64, 300), (5000.0, 64, 1800)],
+)
+def test_a_replica_is_given_up_after_twice_the_start_time_of_which_little_is_not_enough(
+    learned_s: float, samples: int, limit_s: float
+) -> None:
+    startup = (StartupTime(accelerator="A", p50_s=0, p95_s=learned_s, samples=samples),)
+
+    def given_up(pending_s: float) -> bool:
+        seen = hold(ask(A=3), A=2)
+        variants = tuple(v.model_copy(update={"pending_since_s": NOW_S - pending_s}) for v in seen.variants)
+        state = take(
+            State(fleet=fleet()),
+            seen.model_copy(update={"variants": variants, "startup": startup}),
+            measure(),
+            propose(ask(A=3)),
+            manifest(1),
+        )
+        _, out = decide(state, RULES, SETTINGS, NOW_S, True)
+        return out.decisions[0].rule == "supply" and len(out.unavailable) == 1
+
+    assert not given_up(limit_s)
+    assert given_up(limit_s + 1)
 
 
 def test_a_pause_writes_nothing_until_it_is_resumed() -> None:

@@ -34,6 +34,9 @@ DOUBTS = {
     "missing telemetry": {"telemetry": measure(quality=Quality.MISSING)},
     "old telemetry": {"telemetry": measure(NOW_S - 500)},
     "no telemetry": {"telemetry": None},
+    "half of the replicas silent": {
+        "telemetry": measure(quality=Quality.PARTIAL).model_copy(update={"reporting_share": 0.5})
+    },
     "missing inventory": {"inventory": hold((), quality=Quality.MISSING)},
     "partial inventory": {"inventory": hold((), quality=Quality.PARTIAL)},
     "old inventory": {"inventory": hold((), NOW_S - 500)},
@@ -50,11 +53,20 @@ def test_the_same_case_has_the_same_outcome(looked_at: Case) -> None:
 @given(cases())
 def test_planning_what_was_decided_changes_nothing(looked_at: Case) -> None:
     gated = pass_gate(looked_at, RULES)
+    # A plan that knows what is measured: one that demand has overtaken is answered in every cycle.
+    known = looked_at.plan.inputs
+    if looked_at.telemetry is not None and looked_at.telemetry.offered_rate_rps is not None:
+        known = known.model_copy(update={"rate_rps": looked_at.telemetry.offered_rate_rps})
     again = replace(
         looked_at,
         current=gated.target,
         plan=looked_at.plan.model_copy(
-            update={"allocations": gated.target, "status": ServerStatus.PLANNED, "needed_share": 1.0}
+            update={
+                "allocations": gated.target,
+                "status": ServerStatus.PLANNED,
+                "needed_share": 1.0,
+                "inputs": known,
+            }
         ),
         inventory=hold(gated.target, looked_at.inventory.observed_at_s, looked_at.inventory.quality),
         memory=replace(remember(looked_at, gated, KEEP_S), written_at_s=None),
@@ -82,10 +94,16 @@ def test_a_larger_recommendation_never_yields_fewer_replicas(data: st.DataObject
     status = data.draw(st.sampled_from((ServerStatus.PLANNED, ServerStatus.DEGRADED)))
     # Out of capacity, every need is given the same share.
     given_share = 1.0 if status is ServerStatus.PLANNED else data.draw(st.floats(0.3, 1.0))
+    # Demand is what is planned for and what is measured, which a panic compares.
+    measured_over_planned = data.draw(st.floats(0, 4))
     fewer, more = (
         pass_gate(
             replace(
                 looked_at,
+                telemetry=looked_at.telemetry
+                and looked_at.telemetry.model_copy(
+                    update={"offered_rate_rps": measured_over_planned * needed}
+                ),
                 plan=plan_for(
                     needed,
                     ask(A=max(1, ceil(needed * given_share))),
@@ -122,7 +140,15 @@ def _takes_nothing_away(looked_at: Case) -> None:
     looked_at = replace(looked_at, server=looked_at.server.model_copy(update={"max_replicas": None}))
     gated = pass_gate(looked_at, RULES)
     after = {a.accelerator: a.replicas for a in gated.target}
-    assert gated.advice_only or all(after.get(a.accelerator, 0) >= a.replicas for a in looked_at.current)
+    ready = {v.accelerator: v.ready for v in looked_at.inventory.variants}
+    # A replica that did not come in time serves nobody, so to release it takes nothing away.
+    kept = {
+        a.accelerator: min(a.replicas, ready.get(a.accelerator, 0))
+        if a.accelerator in looked_at.memory.released
+        else a.replicas
+        for a in looked_at.current
+    }
+    assert gated.advice_only or all(after.get(name, 0) >= n for name, n in kept.items())
 
 
 @MANY
@@ -152,7 +178,7 @@ def test_one_cycle_never_steps_further_than_it_may(data: st.DataObject) -> None:
     memory = replace(data.draw(memories(ask(A=current))), written_at_s=None)
     plan = propose(ask(A=wanted), predicted=predict(0.5))
     after = total(pass_gate(case(ask(A=current), plan, memory=memory), RULES).target)
-    assert current - max(1, current // 4) <= after <= current + min(8, max(4, current))
+    assert current - max(1, current // 2) <= after <= current + min(8, max(4, current))
 
 
 @pytest.mark.parametrize("demand", [1, 3, 7, 20])

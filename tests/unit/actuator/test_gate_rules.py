@@ -300,8 +300,9 @@ def _memory_after(current: Target, gated: Target, **memory: Any) -> Memory:
     return remember(looked_at, pass_gate(looked_at, []), keep_s=7200)
 
 
-def test_a_turn_of_direction_is_remembered_as_a_reversal() -> None:
-    assert _memory_after(ask(A=4), ask(A=3), direction=1).reversals == (NOW_S,)
+def test_what_was_taken_away_and_is_wanted_again_is_remembered_as_a_reversal() -> None:
+    assert _memory_after(ask(A=4), ask(A=5), direction=-1).reversals == (NOW_S,)
+    assert _memory_after(ask(A=4), ask(A=3), direction=1).reversals == ()
     assert _memory_after(ask(A=4), ask(A=5), direction=1).reversals == ()
     assert _memory_after(ask(A=4), ask(A=4), direction=1).direction == 1
 

@@ -40,6 +40,7 @@ def test_times_that_make_no_sense_are_left_out() -> None:
         started("b", None, 50.0),
         started("c", 0.0, 2e6),
         started("d", 0.0, None),
+        started("found running", 40.0, 40.0),
     ]
     assert learn(StartupTimes(), odd, 1e6, 64).reservoirs == {}
 

@@ -10,10 +10,10 @@ from legacy_systems import system
 
 from schemas.fleet import OptimizerOptions, SaturationPolicy
 from schemas.plan import PlanProposed, ServerStatus
+from services.legacy.form import LegacySystem
+from services.legacy.reader import fleet_of, read_system
 from services.optimizer.compat import compat_problem
 from services.optimizer.core import plan
-from services.optimizer.legacy import fleet_of, read_system
-from services.optimizer.legacy_form import LegacySystem
 from services.optimizer.oneshot import answer_compat, state_of
 from services.optimizer.problem import Candidate
 from services.optimizer.settings import OptimizerSettings

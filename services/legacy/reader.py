@@ -25,7 +25,7 @@ from schemas.fleet import (
     ServiceClass,
 )
 from schemas.telemetry import InventoryObserved, OfferedFrom, TelemetryObserved, VariantInventory
-from services.optimizer.legacy_form import (
+from services.legacy.form import (
     LEAST_PRIORITY,
     SECTIONS,
     LegacyClass,
@@ -35,7 +35,7 @@ from services.optimizer.legacy_form import (
     parse_system,
     shown,
 )
-from services.optimizer.overrides import overridden
+from services.runtime.overrides import overridden
 
 SYSTEM_FILE = "system-data.json"
 FILES = {
