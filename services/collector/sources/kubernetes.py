@@ -1,0 +1,134 @@
+"""Inventory, capacity and quotas of a Kubernetes cluster; the metrics of its servers are read by a metrics source.
+
+Everything is watched: a poll makes one small request, which proves that the server answers and that the credential
+is good, and reads the copies. Where the copies may be old, the poll has failed: nobody acts on an old inventory.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from schemas.alert import AlertKind
+from services.cluster.client import Cluster, ClusterError, ClusterSettings
+from services.cluster.mirror import Mirror
+from services.cluster.workloads import WORKLOADS, AcceleratorNames, Workload, kind_of, read_workload
+from services.collector.cluster_inventory import capacity_of, inventory_of, quotas_of
+from services.collector.cluster_objects import (
+    Autoscaler,
+    NamespaceQuota,
+    Node,
+    Pod,
+    read_autoscaler,
+    read_node,
+    read_pod,
+    read_quota,
+)
+from services.collector.source import Problem, Provides, Readings
+
+
+class KubernetesSettings(BaseModel):
+    """Which cluster, and how its objects are read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    cluster: ClusterSettings = ClusterSettings()
+    """Which cluster, and as whom."""
+    workloads: Annotated[tuple[str, ...], Field(min_length=1)] = WORKLOADS
+    """Resources that servers run as, each as group/version/plural; they need a scale subresource."""
+    accelerators: AcceleratorNames = AcceleratorNames()
+    """How nodes and pods say which accelerators they have and want."""
+    first_list_s: Annotated[float, Field(gt=0, le=600)] = 20.0
+    """Wall seconds that the first poll waits for everything to be listed."""
+
+    @field_validator("workloads")
+    @classmethod
+    def _are_resources(cls, workloads: tuple[str, ...]) -> tuple[str, ...]:
+        for one in workloads:
+            kind_of(one)
+        return workloads
+
+
+class KubernetesSource:
+    """Follows a cluster from its first poll on."""
+
+    name: ClassVar[str] = "kubernetes"
+    Settings: ClassVar[type[BaseModel]] = KubernetesSettings
+    provides: ClassVar[frozenset[Provides]] = frozenset({Provides.INVENTORY, Provides.CAPACITY})
+
+    def __init__(self, settings: KubernetesSettings, *, to_clock_s: Callable[[float], float]) -> None:
+        self._settings = settings
+        self._to_clock_s = to_clock_s
+        self.cluster = Cluster(settings.cluster)
+        names = settings.accelerators
+        self._workloads: list[Mirror[Workload]] = [
+            Mirror(self.cluster, kind_of(one).path, partial(read_workload, names=names), optional=True)
+            for one in settings.workloads
+        ]
+        self._pods: Mirror[Pod] = Mirror(self.cluster, "/api/v1/pods", partial(read_pod, names=names))
+        self._nodes: Mirror[Node] = Mirror(self.cluster, "/api/v1/nodes", partial(read_node, names=names))
+        self._quotas: Mirror[NamespaceQuota] = Mirror(
+            self.cluster, "/api/v1/resourcequotas", partial(read_quota, names=names)
+        )
+        # Version 1 is what old and new servers have.
+        self._autoscalers: Mirror[Autoscaler] = Mirror(
+            self.cluster, "/apis/autoscaling/v1/horizontalpodautoscalers", read_autoscaler
+        )
+        self._running: list[asyncio.Task[None]] = []
+
+    async def poll(self, now_s: float) -> Readings:
+        mirrors = self._mirrors()
+        if not self._running:
+            self._running = [asyncio.create_task(mirror.run()) for mirror in mirrors]
+        settled = asyncio.create_task(_settled(mirrors))
+        await asyncio.wait(
+            [settled, *self._running],
+            timeout=self._settings.first_list_s,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        late = settled.cancel()
+        for task in self._running:
+            if task.done():
+                # Nothing ends one but a fault of ours, which must not leave an old copy in use.
+                task.result()
+        if late:
+            return self._failed(f"not everything was listed within {self._settings.first_list_s:g} s")
+        try:
+            await self.cluster.call("GET", "/version")
+        except ClusterError as error:
+            return self._failed(str(error))
+        if errors := [str(mirror.error) for mirror in mirrors if mirror.error is not None]:
+            return self._failed("; ".join(errors))
+        pods = self._pods.objects.values()
+        workloads = [one for mirror in self._workloads for one in mirror.objects.values()]
+        autoscalers = self._autoscalers.objects.values()
+        inventory, claims = inventory_of(workloads, pods, autoscalers, self._to_clock_s, now_s)
+        return Readings(
+            self.name,
+            self.provides,
+            inventory=inventory,
+            capacity=capacity_of(self._nodes.objects, pods, now_s),
+            quotas=quotas_of(self._quotas.objects.values()),
+            problems=claims,
+        )
+
+    async def close(self) -> None:
+        running, self._running = self._running, []
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self.cluster.close()
+
+    def _mirrors(self) -> list[Mirror[Any]]:
+        return [*self._workloads, self._pods, self._nodes, self._quotas, self._autoscalers]
+
+    def _failed(self, message: str) -> Readings:
+        problem = Problem(AlertKind.SOURCE_FAILED, self.name, message[:3000])
+        return Readings(self.name, self.provides, problems=(problem,))
+
+
+async def _settled(mirrors: list[Mirror[Any]]) -> None:
+    for mirror in mirrors:
+        await mirror.settled.wait()
