@@ -178,6 +178,8 @@ class InventoryObserved(Contract):
     """One entry for each accelerator that it has replicas or a target on."""
     startup: tuple[StartupTime, ...] = ()
     """Learned start-up times of its model."""
+    paused: bool = False
+    """Whether a mark on the server itself, such as an annotation, asks that it only be advised."""
 
 
 class AcceleratorCapacity(Contract):

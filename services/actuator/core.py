@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
-from schemas.actuation import VariantScale
+from schemas.actuation import ActuationFailed, FailureReason, VariantScale
 from schemas.alert import AlertKind, AlertRaised
 from schemas.base import Contract, Quality
 from schemas.decision import DecisionMade
@@ -58,6 +58,8 @@ class Outputs:
     writings: tuple[Writing, ...] = ()
     alerts: tuple[AlertRaised, ...] = ()
     unavailable: tuple[CapacityUnavailable, ...] = ()
+    failures: tuple[ActuationFailed, ...] = ()
+    """What was written before and did not become ready in time, once for each spell."""
     undecided: Mapping[str, str] = field(default_factory=dict)
     """Servers without a decision, and why."""
 
@@ -105,7 +107,7 @@ def decide(
     generation, fleet = undecided_generation(state), state.fleet
     if generation is None or fleet is None or state.manifest is None:
         return state, Outputs()
-    decisions, writings, undecided = [], [], {}
+    decisions, writings, failures, undecided = [], [], [], {}
     memory = dict(state.memory)
     refused: dict[str, str] = {}
     for server in fleet.servers:
@@ -117,7 +119,10 @@ def decide(
         if inventory is None or (inventory.quality is not Quality.OK and not (writes and held is not None)):
             undecided[server.name] = "nothing is known of its replicas"
             continue
-        case = _case(state, fleet, server, plan, inventory, now_s, writes)
+        overdue = _overdue_since_s(fleet, server, inventory, settings, now_s) if writes else {}
+        case = replace(
+            _case(state, fleet, server, plan, inventory, now_s, writes), overdue=frozenset(overdue)
+        )
         gated = pass_gate(case, rules)
         if gated.rule == Ownership.name:
             refused[server.name] = gated.reason
@@ -125,6 +130,8 @@ def decide(
         remembered = remember(case, gated, settings.remember_s)
         if not writes:
             remembered = replace(case.memory, recommended=remembered.recommended)
+        failures += _failures(case, overdue, generation, settings.target)
+        remembered = replace(remembered, given_up=tuple(sorted(overdue)))
         scales = surge(gated.target, inventory)
         if writes and not gated.advice_only:
             remembered = replace(remembered, asked=gated.target)
@@ -159,7 +166,7 @@ def decide(
         alerted=frozenset(found),
         unavailable_until_s=until_s | {one.type: one.until_s for one in unavailable},
     )
-    return state, Outputs(tuple(decisions), tuple(writings), alerts, unavailable, undecided)
+    return state, Outputs(tuple(decisions), tuple(writings), alerts, unavailable, tuple(failures), undecided)
 
 
 def written(state: State, writing: Writing, now_s: float) -> State:
@@ -206,6 +213,7 @@ def _case(
         objective=objective_of(fleet, server),
         plan=plan,
         current=memory.asked if writes and memory.asked is not None else _held(fleet, server, inventory),
+        held=_held(fleet, server, inventory),
         inventory=inventory,
         telemetry=state.telemetry.get(server.name),
         memory=memory,
@@ -242,6 +250,38 @@ def _held(fleet: FleetDeclared, server: Server, inventory: InventoryObserved) ->
             )
         )
     return tuple(found)
+
+
+_PENDING_FOR = (
+    ("Unschedulable", FailureReason.UNSCHEDULABLE),
+    ("exceeded quota", FailureReason.QUOTA),
+    ("ImagePull", FailureReason.IMAGE),
+    ("ErrImage", FailureReason.IMAGE),
+    ("InvalidImageName", FailureReason.IMAGE),
+)
+"""What a platform's words for why a replica is pending come to, the first that they hold counts."""
+
+
+def _failures(
+    case: Case, overdue: Mapping[str, float], generation: int, target: str
+) -> list[ActuationFailed]:
+    """What we wrote, and was not told of yet, whose replicas did not become ready in time."""
+    if case.memory.written_at_s is None:
+        return []
+    said = {v.accelerator: v.pending_reason or "" for v in case.inventory.variants}
+    return [
+        ActuationFailed(
+            server=case.server.name,
+            generation=generation,
+            target=target,
+            asked=case.current,
+            reason=next((r for word, r in _PENDING_FOR if word in said[name]), FailureReason.NOT_READY),
+            message=f"on {name} a replica is pending for {case.now_s - since_s:.0f} s: {said[name] or 'no reason'}",
+            failed_at_s=case.now_s,
+        )
+        for name, since_s in sorted(overdue.items())
+        if name not in case.memory.given_up
+    ]
 
 
 def _profiles(fleet: FleetDeclared, server: Server) -> dict[str, ModelProfile]:
@@ -305,14 +345,10 @@ def _unavailable(
     found: dict[str, CapacityUnavailable] = {}
     for server in fleet.servers:
         inventory = state.inventory.get(server.name)
-        if inventory is None:
-            continue
-        limit_s = min(2 * _startup_s(fleet, server, inventory), settings.pending_at_most_s)
-        for variant in inventory.variants:
-            since_s, kind = variant.pending_since_s, types.get(variant.accelerator)
-            if since_s is None or kind is None or not variant.pending or now_s - since_s <= limit_s:
-                continue
-            if state.unavailable_until_s.get(kind, now_s) > now_s:
+        overdue = {} if inventory is None else _overdue_since_s(fleet, server, inventory, settings, now_s)
+        for accelerator, since_s in overdue.items():
+            kind = types.get(accelerator)
+            if kind is None or state.unavailable_until_s.get(kind, now_s) > now_s:
                 continue
             found[kind] = CapacityUnavailable(
                 type=kind,
@@ -321,6 +357,22 @@ def _unavailable(
                 reason=f"a replica of {server.name} has been pending for {now_s - since_s:.0f} s",
             )
     return list(found.values())
+
+
+def _overdue_since_s(
+    fleet: FleetDeclared,
+    server: Server,
+    inventory: InventoryObserved,
+    settings: ActuatorSettings,
+    now_s: float,
+) -> dict[str, float]:
+    """Accelerators on which a replica of the server is pending for longer than any start takes, and since when."""
+    limit_s = min(2 * _startup_s(fleet, server, inventory), settings.pending_at_most_s)
+    return {
+        v.accelerator: v.pending_since_s
+        for v in inventory.variants
+        if v.pending and v.pending_since_s is not None and now_s - v.pending_since_s > limit_s
+    }
 
 
 def dump(state: State, key: str) -> bytes:
@@ -365,6 +417,8 @@ def load(state: State, key: str, raw: bytes) -> State:
             intended={str(name): int(n) for name, n in kept["intended"].items()},
             written_at_s=_time_s(kept["written_at_s"]),
             intended_at_s=_time_s(kept["intended_at_s"]),
+            # Snapshots of earlier versions have no more than this.
+            given_up=tuple(map(str, kept.get("given_up", ()))),
         )
     except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
         raise ValueError(f"snapshot {key!r} cannot be read: {error}") from None

@@ -23,7 +23,7 @@ class Memory:
     recommended: (when, replicas) of plans, oldest first. reversals: when the direction of changes turned.
     asked: the last target that was given to the server, None before the first.
     written: replicas by accelerator as last known to be written, and when; intended: as last handed to the target,
-    which may have taken them although its answer was lost.
+    which may have taken them although its answer was lost. given_up: accelerators whose replicas are overdue.
     """
 
     recommended: tuple[tuple[float, int], ...] = ()
@@ -35,11 +35,16 @@ class Memory:
     intended: dict[str, int] = field(default_factory=dict)
     intended_at_s: float | None = None
     written_at_s: float | None = None
+    given_up: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Case:
-    """Everything that a rule may look at."""
+    """Everything that a rule may look at.
+
+    current: what the server was last asked to have; held: what its inventory shows, with what a move leaves.
+    overdue: accelerators on which a replica is pending for longer than any start takes.
+    """
 
     server: Server
     objective: Objective
@@ -51,6 +56,8 @@ class Case:
     paused: bool
     startup_s: float
     now_s: float
+    held: Target = ()
+    overdue: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

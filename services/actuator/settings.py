@@ -26,6 +26,7 @@ class ActuatorSettings(BaseModel):
         "down",
         "up",
         "flap",
+        "rollback",
         "limits",
     )
     """Rules of the gate in their order; what comes later sees what came before."""

@@ -12,10 +12,14 @@ from schemas.telemetry import InventoryObserved
 
 @dataclass(frozen=True)
 class Applied:
-    """A target took what was asked; `changed` when anything was different before."""
+    """A target took what was asked; `changed` when anything was different before.
+
+    `scaled` is what is in force now where that is only a step towards what was asked.
+    """
 
     changed: bool
     resource_version: str | None = None
+    scaled: tuple[VariantScale, ...] | None = None
 
 
 @dataclass(frozen=True)

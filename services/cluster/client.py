@@ -17,7 +17,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from pydantic import BaseModel, ConfigDict, Field
 
 MERGE_PATCH = "application/merge-patch+json"
-STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
 FIELD_MANAGER = "stoker"
 _CONNECTIONS = 64
 """More than watches and writers together, so that no request waits for a connection."""

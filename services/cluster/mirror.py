@@ -122,5 +122,39 @@ class Mirror(Generic[T]):
             objects[_key(item)] = kept
 
 
+class Following:
+    """Some mirrors of one cluster, started by the first question about them."""
+
+    def __init__(self, *mirrors: Mirror[Any]) -> None:
+        self._mirrors = mirrors
+        self._running: list[asyncio.Task[None]] = []
+
+    async def error(self, within_s: float) -> ClusterError | None:
+        """Why some copy may be old, or nothing; waits so many wall seconds for the first lists."""
+        if not self._running:
+            self._running = [asyncio.create_task(mirror.run()) for mirror in self._mirrors]
+        settled = asyncio.create_task(self._settled())
+        await asyncio.wait([settled, *self._running], timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        late = settled.cancel()
+        for task in self._running:
+            if task.done():
+                # Nothing ends one but a fault of ours, which must not leave an old copy in use.
+                task.result()
+        if late:
+            return Unreachable(f"not everything was listed within {within_s:g} s")
+        return next((mirror.error for mirror in self._mirrors if mirror.error is not None), None)
+
+    async def close(self) -> None:
+        """Stop; closing twice is harmless."""
+        running, self._running = self._running, []
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _settled(self) -> None:
+        for mirror in self._mirrors:
+            await mirror.settled.wait()
+
+
 def _key(item: Mapping[str, Any]) -> Key:
     return item["metadata"].get("namespace", ""), item["metadata"]["name"]

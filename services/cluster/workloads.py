@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 SERVER = "stoker.dev/server"
 ACCELERATOR = "stoker.dev/accelerator"
+PAUSED = "stoker.dev/paused"
 MAX_BATCH = "stoker.dev/max-batch"
 MAX_BATCH_BY = "stoker.dev/max-batch-by"
 """How a batch limit is set: `annotation`, `argument:--NAME` or `configmap:NAME/KEY`; without it Stoker leaves it."""
@@ -79,7 +80,8 @@ WORKLOADS = ("apps/v1/deployments", "leaderworkerset.x-k8s.io/v1/leaderworkerset
 class Workload:
     """One variant of a server: an object with a scale subresource.
 
-    `ready` is nothing where the object's status does not say it; `trouble` why pods cannot be made.
+    `ready` is nothing where the object's status does not say it; `trouble` why pods cannot be made and since when,
+    as the platform writes times.
     """
 
     kind: str
@@ -92,8 +94,9 @@ class Workload:
     ready: int | None
     max_batch: int | None
     max_batch_by: str | None
-    selector: Mapping[str, str]
-    trouble: str | None = None
+    pod_labels: Mapping[str, str]
+    paused: bool = False
+    trouble: tuple[str, str] | None = None
 
 
 def read_workload(item: Mapping[str, Any], names: AcceleratorNames) -> Workload | None:
@@ -122,9 +125,30 @@ def read_workload(item: Mapping[str, Any], names: AcceleratorNames) -> Workload 
         ready=int(status.get("readyReplicas", 0)) if "replicas" in status or "conditions" in status else None,
         max_batch=_max_batch(marks, templates),
         max_batch_by=marks.get(MAX_BATCH_BY),
-        selector=(spec.get("selector") or {}).get("matchLabels") or {},
+        pod_labels=((spec.get("template") or {}).get("metadata") or {}).get("labels") or {},
+        paused=marks.get(PAUSED) == "true",
         trouble=_trouble(status),
     )
+
+
+def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Whether a label selector matches some labels."""
+    if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
+        return False
+    for one in selector.get("matchExpressions") or ():
+        value, values = labels.get(one["key"]), one.get("values") or ()
+        match one["operator"]:
+            case "In":
+                good = value in values
+            case "NotIn":
+                good = value not in values
+            case "Exists":
+                good = value is not None
+            case _:
+                good = value is None
+        if not good:
+            return False
+    return True
 
 
 def argument_of(containers: Iterable[Mapping[str, Any]], name: str) -> str | None:
@@ -191,9 +215,9 @@ def _max_batch(marks: Mapping[str, str], templates: Sequence[tuple[Mapping[str, 
     return int(text) if text and text.isdecimal() and int(text) > 0 else None
 
 
-def _trouble(status: Mapping[str, Any]) -> str | None:
-    """Why the workload's controller cannot make pods, such as an exceeded quota."""
+def _trouble(status: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why the workload's controller cannot make pods, such as an exceeded quota, and since when."""
     for condition in status.get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return f"{condition.get('reason')}: {condition.get('message')}"
+            return f"{condition.get('reason')}: {condition.get('message')}", condition["lastTransitionTime"]
     return None

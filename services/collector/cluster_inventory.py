@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from schemas.alert import AlertKind
 from services.cluster.workloads import Workload
-from services.collector.cluster_objects import Autoscaler, NamespaceQuota, Node, Pod
+from services.collector.cluster_objects import Autoscaler, NamespaceQuota, Node, Pod, seconds
 from services.collector.source import (
     CapacityReading,
     Problem,
@@ -55,7 +55,7 @@ def inventory_of(
             name,
             now_s,
             tuple(
-                _variant(one, have, scaled_by.get((one.kind, one.namespace, one.name)))
+                _variant(one, have, scaled_by.get((one.kind, one.namespace, one.name)), to_clock_s)
                 for one, have in held.values()
             ),
             tuple(
@@ -63,6 +63,7 @@ def inventory_of(
                 for accelerator, (_, have) in held.items()
                 for pod in have
             ),
+            any(one.paused for one, _ in held.values()),
         )
         for name, held in servers.items()
     )
@@ -92,7 +93,10 @@ def quotas_of(quotas: Iterable[NamespaceQuota]) -> tuple[QuotaReading, ...]:
     return tuple(sorted(found, key=lambda one: one.name))
 
 
-def _variant(workload: Workload, pods: Sequence[Pod], autoscaler: str | None) -> VariantReading:
+def _variant(
+    workload: Workload, pods: Sequence[Pod], autoscaler: str | None, to_clock_s: Clock
+) -> VariantReading:
+    trouble = workload.trouble
     states = [pod.state for pod in pods]
     ready = workload.ready if workload.ready is not None and not pods else states.count(ReplicaState.READY)
     return VariantReading(
@@ -105,7 +109,8 @@ def _variant(workload: Workload, pods: Sequence[Pod], autoscaler: str | None) ->
         max_batch=workload.max_batch,
         resource_version=workload.resource_version,
         autoscaler=autoscaler,
-        trouble=workload.trouble,
+        trouble=None if trouble is None else trouble[0],
+        trouble_since_s=None if trouble is None else to_clock_s(seconds(trouble[1])),
     )
 
 

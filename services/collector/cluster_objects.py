@@ -80,8 +80,8 @@ def read_pod(item: Mapping[str, Any], names: AcceleratorNames) -> Pod | None:
         node=spec.get("nodeName"),
         cards=cards_of(spec, names),
         state=state,
-        created_s=_seconds(meta["creationTimestamp"]),
-        ready_s=_seconds(ready["lastTransitionTime"])
+        created_s=seconds(meta["creationTimestamp"]),
+        ready_s=seconds(ready["lastTransitionTime"])
         if is_ready and ready.get("lastTransitionTime")
         else None,
         reason=None if is_ready else _reason(conditions, status),
@@ -148,5 +148,6 @@ def _reason(conditions: Mapping[str, Mapping[str, Any]], status: Mapping[str, An
     return None
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Unix seconds of a time as the platform writes it."""
     return datetime.fromisoformat(text).timestamp()

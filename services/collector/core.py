@@ -160,6 +160,7 @@ def _inventory(
         quality=Quality.PARTIAL if None in variants else Quality.OK,
         variants=tuple(one for one in variants if one is not None),
         startup=learned,
+        paused=read.paused,
     )
 
 
@@ -173,7 +174,9 @@ def _variant(read: ServerInventory, index: int) -> VariantInventory | None:
         and replica.state in (ReplicaState.PENDING, ReplicaState.STARTING)
         and replica.created_at_s is not None
     )
-    reason = one.trouble or next((reason for _, reason in waiting if reason), None)
+    if one.trouble is not None and one.trouble_since_s is not None:
+        waiting = sorted([*waiting, (one.trouble_since_s, one.trouble)])
+    reason = next((reason for _, reason in waiting if reason), None)
     try:
         return VariantInventory(
             accelerator=one.accelerator,

@@ -82,7 +82,8 @@ class GatewayReading:
 class VariantReading:
     """The replicas of a server on one accelerator, as counts.
 
-    `autoscaler` names what else sets the count, if something does; `trouble` why replicas cannot be made.
+    `autoscaler` names what else sets the count, if something does; `trouble` why replicas cannot even
+    be made, and since when.
     """
 
     accelerator: str
@@ -94,6 +95,7 @@ class VariantReading:
     resource_version: str | None = None
     autoscaler: str | None = None
     trouble: str | None = None
+    trouble_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +112,16 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerInventory:
-    """What a server has; `replicas` is empty when a source knows only counts."""
+    """What a server has; `replicas` is empty when a source knows only counts.
+
+    `paused` says that a mark on the server itself asks that it only be advised.
+    """
 
     server: str
     observed_at_s: float
     variants: tuple[VariantReading, ...] = ()
     replicas: tuple[ReplicaStatus, ...] = ()
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

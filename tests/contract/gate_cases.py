@@ -9,13 +9,13 @@ from schemas.fleet import Objective, Server
 from schemas.plan import Allocation, Inputs, PlanProposed, Prediction, ServerStatus
 from schemas.telemetry import InventoryObserved, TelemetryObserved, VariantInventory
 from services.actuator.gate import Case, Memory, Rule, Target, total
-from services.actuator.rules.move import Move
+from services.actuator.rules.move import Move, Rollback
 from services.actuator.rules.size import Deadband, Down, Flap, Limits, Up
 from services.actuator.rules.trust import Freshness, Opinion, Ownership, Pause
 
 NOW_S = 1_000_000.0
 COST_PER_HOUR = {"A": 10.0, "B": 1.0}
-BUILT_IN = (Opinion, Pause, Ownership, Freshness, Move, Deadband, Down, Up, Flap, Limits)
+BUILT_IN = (Opinion, Pause, Ownership, Freshness, Move, Deadband, Down, Up, Flap, Rollback, Limits)
 
 
 def built_in_rules() -> list[Rule]:

@@ -4,16 +4,15 @@ Everything is watched: a poll makes one small request, which proves that the ser
 is good, and reads the copies. Where the copies may be old, the poll has failed: nobody acts on an old inventory.
 """
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.alert import AlertKind
 from services.cluster.client import Cluster, ClusterError, ClusterSettings
-from services.cluster.mirror import Mirror
+from services.cluster.mirror import Following, Mirror
 from services.cluster.workloads import WORKLOADS, AcceleratorNames, Workload, kind_of, read_workload
 from services.collector.cluster_inventory import capacity_of, inventory_of, quotas_of
 from services.collector.cluster_objects import (
@@ -76,31 +75,17 @@ class KubernetesSource:
         self._autoscalers: Mirror[Autoscaler] = Mirror(
             self.cluster, "/apis/autoscaling/v1/horizontalpodautoscalers", read_autoscaler
         )
-        self._running: list[asyncio.Task[None]] = []
+        self._following = Following(
+            *self._workloads, self._pods, self._nodes, self._quotas, self._autoscalers
+        )
 
     async def poll(self, now_s: float) -> Readings:
-        mirrors = self._mirrors()
-        if not self._running:
-            self._running = [asyncio.create_task(mirror.run()) for mirror in mirrors]
-        settled = asyncio.create_task(_settled(mirrors))
-        await asyncio.wait(
-            [settled, *self._running],
-            timeout=self._settings.first_list_s,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        late = settled.cancel()
-        for task in self._running:
-            if task.done():
-                # Nothing ends one but a fault of ours, which must not leave an old copy in use.
-                task.result()
-        if late:
-            return self._failed(f"not everything was listed within {self._settings.first_list_s:g} s")
         try:
+            if error := await self._following.error(self._settings.first_list_s):
+                return self._failed(error)
             await self.cluster.call("GET", "/version")
         except ClusterError as error:
-            return self._failed(str(error))
-        if errors := [str(mirror.error) for mirror in mirrors if mirror.error is not None]:
-            return self._failed("; ".join(errors))
+            return self._failed(error)
         pods = self._pods.objects.values()
         workloads = [one for mirror in self._workloads for one in mirror.objects.values()]
         autoscalers = self._autoscalers.objects.values()
@@ -115,20 +100,9 @@ class KubernetesSource:
         )
 
     async def close(self) -> None:
-        running, self._running = self._running, []
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await self._following.close()
         await self.cluster.close()
 
-    def _mirrors(self) -> list[Mirror[Any]]:
-        return [*self._workloads, self._pods, self._nodes, self._quotas, self._autoscalers]
-
-    def _failed(self, message: str) -> Readings:
-        problem = Problem(AlertKind.SOURCE_FAILED, self.name, message[:3000])
+    def _failed(self, error: ClusterError) -> Readings:
+        problem = Problem(AlertKind.SOURCE_FAILED, self.name, str(error)[:3000])
         return Readings(self.name, self.provides, problems=(problem,))
-
-
-async def _settled(mirrors: list[Mirror[Any]]) -> None:
-    for mirror in mirrors:
-        await mirror.settled.wait()

@@ -101,6 +101,12 @@ def test_a_move_keeps_the_old_until_the_new_serve() -> None:
     assert scales(ask(B=4), done) == {"A": 0, "B": 4}
 
 
+def test_a_move_to_fewer_and_larger_replicas_keeps_the_share_that_is_missing() -> None:
+    assert scales(ask(B=2), hold(ask(A=8))) == {"A": 8, "B": 2}
+    assert scales(ask(B=2), hold(ask(A=8, B=2), B=1)) == {"A": 4, "B": 2}
+    assert scales(ask(B=2), hold(ask(A=8, B=2))) == {"A": 0, "B": 2}
+
+
 def test_old_replicas_that_do_not_serve_are_not_kept() -> None:
     assert scales(ask(B=4), hold(ask(A=3), A=1)) == {"A": 1, "B": 4}
 
