@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 FIELD_MANAGER = "stoker"
+ATTEMPTS = 4
+"""Writes before a conflict is reported: a status that changes is one too, and speaks of no other writer."""
 _CONNECTIONS = 64
 """More than watches and writers together, so that no request waits for a connection."""
 

@@ -40,11 +40,11 @@ class Admin:
     """Plain requests with all rights, by a library that the code under test does not use for its own."""
 
     def __init__(self, url: str, headers: dict[str, str], pool: urllib3.PoolManager) -> None:
-        self.url, self._headers, self._pool = url, headers, pool
+        self.url, self._headers, self.pool = url, headers, pool
 
     def call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
         """The answer's JSON; raises Refusal."""
-        answer = self._pool.request(
+        answer = self.pool.request(
             method,
             self.url + path,
             body=None if body is None else json.dumps(body),
@@ -79,9 +79,8 @@ class Admin:
                 raise
 
     def create(self, manifest: dict[str, Any]) -> Any:
-        """Make an object from a manifest in this module's few kinds, or of a kind whose plural ends in s."""
+        """Make an object from a manifest, of a kind whose plural ends in s."""
         group, plural = manifest["apiVersion"], manifest["kind"].lower() + "s"
-        plural = {"networkpolicys": "networkpolicies"}.get(plural, plural)
         base = f"/api/{group}" if "/" not in group else f"/apis/{group}"
         namespace = manifest["metadata"].get("namespace")
         return self.post(
@@ -122,6 +121,10 @@ class ApiServer:
         path = self.folder / f"{name}.kubeconfig"
         path.write_text(yaml.safe_dump(_kubeconfig(cluster, user)))
         return path
+
+    def as_bearer(self, token: str) -> Admin:
+        """Requests with another's token."""
+        return Admin(self.admin.url, {"Authorization": f"Bearer {token}"}, self.admin.pool)
 
     def token(self, namespace: str, account: str) -> str:
         """A token of a service account, as a pod would be given."""
@@ -313,13 +316,20 @@ def _admin(kubeconfig: dict[str, Any], folder: Path) -> Admin:
 
 
 def wait_for(cluster: ApiServer, path: str, good: Any) -> Any:
-    """The object at a path as soon as it is good."""
+    """The object at a path as soon as it is there and good."""
+    found: Any = None
 
     def look() -> Any:
-        found = cluster.admin.get(path)
+        nonlocal found
+        try:
+            found = cluster.admin.get(path)
+        except Refusal as refusal:
+            if refusal.status != 404:
+                raise
+            return None
         return found if good(found) else None
 
-    return until(look, f"{path} as expected", lambda: json.dumps(cluster.admin.get(path))[:2000])
+    return until(look, f"{path} as expected", lambda: json.dumps(found)[:2000])
 
 
 def names_of(items: Sequence[Any]) -> list[str]:

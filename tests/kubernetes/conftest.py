@@ -5,9 +5,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import yaml
 from api_server import ApiServer, api_server
 from kubelet import Kubelet, node
 
+ROLES = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base" / "rbac"
 NODES = (("node-h100-a", "H100", 8), ("node-h100-b", "H100", 4), ("node-l4", "L4", 8))
 _NUMBERS = count(1)
 
@@ -48,6 +50,28 @@ def namespace(cluster: ApiServer, kubelet: Kubelet) -> Iterator[str]:
         cluster.admin.delete("/" + path.format(name))
     cluster.admin.delete(f"/api/v1/namespaces/{name}/pods", 0)
     cluster.admin.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="session")
+def roles(cluster: ApiServer) -> Path:
+    """The folder of the manifests that give Stoker's services their rights; they are in force."""
+    cluster.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "stoker"}})
+    for path in sorted(ROLES.glob("*.yaml")):
+        for manifest in yaml.safe_load_all(path.read_text()):
+            cluster.admin.create(manifest)
+    return ROLES
+
+
+@pytest.fixture
+def reader(cluster: ApiServer, roles: Path) -> Path:
+    """A kubeconfig of the collector's service account."""
+    return cluster.kubeconfig_file("collector", cluster.token("stoker", "stoker-collector"))
+
+
+@pytest.fixture
+def writer(cluster: ApiServer, roles: Path) -> Path:
+    """A kubeconfig of the actuator's service account."""
+    return cluster.kubeconfig_file("actuator", cluster.token("stoker", "stoker-actuator"))
 
 
 @pytest.fixture

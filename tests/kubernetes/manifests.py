@@ -14,7 +14,7 @@ def deployment(
     cards: int = 1,
     labels: dict[str, str] | None = None,
     annotations: dict[str, str] | None = None,
-    args: tuple[str, ...] = (),
+    args: tuple[str, ...] = ("--max-num-seqs=64",),
 ) -> dict[str, Any]:
     """A Deployment whose pods ask for cards of one type."""
     resources = {"requests": {GPU: str(cards)}, "limits": {GPU: str(cards)}}

@@ -117,7 +117,7 @@ async def test_marks_of_the_reference_and_of_llm_d_are_read(
         "inferno.server.allocation.accelerator": "H100",
         "inferno.server.allocation.maxbatchsize": "24",
     }
-    cluster.admin.create(deployment(namespace, "one", labels=reference))
+    cluster.admin.create(deployment(namespace, "one", labels=reference, args=()))
     theirs = {"llm-d.ai/managed": "true", "llm-d.ai/model-id": "meta-llama/Llama-3.1-8B"}
     cluster.admin.create(deployment(namespace, "two", cards=2, annotations=theirs))
     cluster.admin.create(deployment(namespace, "three", labels={"inferno.server.managed": "false"}))
@@ -125,7 +125,7 @@ async def test_marks_of_the_reference_and_of_llm_d_are_read(
     await server_of(source, "meta-llama/Llama-3.1-8B", ready(1))
     readings = await source.poll(time.time())
     found = {s.server: [(v.accelerator, v.max_batch) for v in s.variants] for s in readings.inventory}
-    assert found == {"summaries": [("H100", 24)], "meta-llama/Llama-3.1-8B": [("2xH100", None)]}
+    assert found == {"summaries": [("H100", 24)], "meta-llama/Llama-3.1-8B": [("2xH100", 64)]}
 
 
 async def test_pods_that_cannot_be_had_say_why_and_their_cards_stay_free(

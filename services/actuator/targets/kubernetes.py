@@ -17,6 +17,7 @@ from schemas.telemetry import InventoryObserved
 from services.actuator.target import Applied, Failed
 from services.actuator.targets.kubernetes_batch import set_batch
 from services.cluster.client import (
+    ATTEMPTS,
     FIELD_MANAGER,
     MERGE_PATCH,
     Cluster,
@@ -45,8 +46,6 @@ _REASONS = {
     400: FailureReason.REFUSED,
     422: FailureReason.REFUSED,
 }
-_ATTEMPTS = 4
-"""Writes before a conflict is reported: a status that changes is one too, and speaks of no other writer."""
 
 
 class KubernetesSettings(BaseModel):
@@ -167,7 +166,7 @@ class KubernetesTarget:
     async def _scale(self, kind: Kind, workload: Workload, seen: int, wanted: int) -> _Step | Failed:
         """Set the replicas, provided that they still are as seen."""
         path = f"{kind.object_path(workload.namespace, workload.name)}/scale"
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             scale = await self._cluster.call("GET", path)
             now = int(scale.get("spec", {}).get("replicas", 0))
             version = scale["metadata"]["resourceVersion"]
@@ -192,7 +191,7 @@ class KubernetesTarget:
                 written = await self._cluster.call("PUT", path, {"fieldManager": FIELD_MANAGER}, scale)
                 return _Step(target, written["metadata"]["resourceVersion"], changed=True)
             except Refused as refusal:
-                if refusal.status != 409 or attempt == _ATTEMPTS - 1:
+                if refusal.status != 409 or attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError("the last attempt returns or raises")
 

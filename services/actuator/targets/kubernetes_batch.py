@@ -4,7 +4,7 @@ from typing import Any
 
 from schemas.actuation import FailureReason
 from services.actuator.target import Failed
-from services.cluster.client import JSON_PATCH, MERGE_PATCH, Cluster
+from services.cluster.client import ATTEMPTS, JSON_PATCH, MERGE_PATCH, Cluster, Refused
 from services.cluster.workloads import MAX_BATCH, MAX_BATCH_BY, Kind, Workload
 
 
@@ -31,19 +31,28 @@ async def set_batch(cluster: Cluster, kind: Kind, workload: Workload, max_batch:
             await cluster.call("PATCH", path, None, marked, MERGE_PATCH)
             return True
         case "argument" if what:
-            item = await cluster.call("GET", path)
-            changes = _argument(item, what, str(max_batch))
-            if not changes:
-                message = f"{path}: no container of it has the argument {what}, which {MAX_BATCH_BY} names"
-                return Failed(FailureReason.REFUSED, message)
-            await cluster.call("PATCH", path, None, changes, JSON_PATCH)
-            return True
+            return await _set_argument(cluster, path, what, str(max_batch))
     expected = "expected annotation, argument:--NAME or configmap:NAME/KEY"
     return Failed(FailureReason.REFUSED, f"{path}: {MAX_BATCH_BY} is {workload.max_batch_by!r}: {expected}")
 
 
+async def _set_argument(cluster: Cluster, path: str, name: str, value: str) -> bool | Failed:
+    for attempt in range(ATTEMPTS):
+        changes = _argument(await cluster.call("GET", path), name, value)
+        if not changes:
+            message = f"{path}: no container of it has the argument {name}, which {MAX_BATCH_BY} names"
+            return Failed(FailureReason.REFUSED, message)
+        try:
+            await cluster.call("PATCH", path, None, changes, JSON_PATCH)
+            return True
+        except Refused as refusal:
+            if refusal.status != 409 or attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
 def _argument(item: dict[str, Any], name: str, value: str) -> list[dict[str, Any]]:
-    """The patch that changes every occurrence of an argument, provided that nobody changed the object since."""
+    """The patch that changes every occurrence of an argument, a conflict when the object changed since."""
     spec, base = item["spec"], "/spec"
     templates = (
         [("template",)]
@@ -69,4 +78,4 @@ def _argument(item: dict[str, Any], name: str, value: str) -> list[dict[str, Any
     if not changes:
         return []
     version = item["metadata"]["resourceVersion"]
-    return [{"op": "test", "path": "/metadata/resourceVersion", "value": version}, *changes]
+    return [{"op": "replace", "path": "/metadata/resourceVersion", "value": version}, *changes]
