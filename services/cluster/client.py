@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 FIELD_MANAGER = "stoker"
-ATTEMPTS = 4
-"""Writes before a conflict is reported: a status that changes is one too, and speaks of no other writer."""
+RETRY_S = (0.05, 0.1, 0.2, 0.4)
+"""Pauses between writes before a conflict is reported: a status that changes is one too, and no other writer."""
 _CONNECTIONS = 64
 """More than watches and writers together, so that no request waits for a connection."""
 

@@ -134,10 +134,10 @@ class ApiServer:
 
 
 class Processes:
-    """etcd, the API server and the controller manager on free ports of the loopback address."""
+    """etcd, the API server and, where wanted, the controller manager on free ports of the loopback address."""
 
-    def __init__(self, binaries: Path, etcd: str, folder: Path) -> None:
-        self.binaries, self.etcd, self.folder = binaries, etcd, folder
+    def __init__(self, binaries: Path, etcd: str, folder: Path, controllers: bool = True) -> None:
+        self.binaries, self.etcd, self.folder, self._controls = binaries, etcd, folder, controllers
         self.port, self._etcd_port = free_port(), free_port()
         self._children: list[subprocess.Popen[bytes]] = []
         self._server: subprocess.Popen[bytes] | None = None
@@ -163,6 +163,12 @@ class Processes:
         config = _kubeconfig(cluster, {"token": ADMIN_TOKEN})
         until(certificate.is_file, "the API server's certificate", lambda: last_lines(folder / "server.log"))
         wait_ready(_admin(config, folder), lambda: last_lines(folder / "server.log"))
+        if self._controls:
+            self._start_controllers(config)
+        return config
+
+    def _start_controllers(self, config: dict[str, Any]) -> None:
+        folder, key = self.folder, self.folder / "service-accounts.key"
         path = folder / "controllers.kubeconfig"
         path.write_text(yaml.safe_dump(config))
         controllers = [
@@ -174,7 +180,6 @@ class Processes:
         # A quota or a budget is looked at again within seconds, where a cluster would take minutes.
         controllers += ["--resource-quota-sync-period=2s", "--kube-api-qps=500", "--kube-api-burst=1000"]
         self._children.append(spawn(controllers, folder / "controllers.log"))
-        return config
 
     def start_server(self) -> None:
         folder, key = self.folder, self.folder / "service-accounts.key"

@@ -104,7 +104,7 @@ def leader_worker_sets(cluster: ApiServer) -> None:
     )
 
 
-def group(namespace: str, server: str, replicas: int = 1) -> dict[str, Any]:
+def group(namespace: str, server: str) -> dict[str, Any]:
     """A server whose replicas are groups of two pods with four cards each."""
     made = variant(namespace, server, "H100", cards=4)["spec"]["template"]
     return {
@@ -118,7 +118,7 @@ def group(namespace: str, server: str, replicas: int = 1) -> dict[str, Any]:
                 "stoker.dev/max-batch-by": "argument:--max-num-seqs",
             },
         },
-        "spec": {"replicas": replicas, "leaderWorkerTemplate": {"size": 2, "workerTemplate": made}},
+        "spec": {"replicas": 1, "leaderWorkerTemplate": {"size": 2, "workerTemplate": made}},
     }
 
 
@@ -143,26 +143,33 @@ async def test_the_collector_fails_for_want_of_each_right(
     assert f'cannot {right[2]} resource "{right[1]}"' in readings.problems[0].message
 
 
+@pytest.fixture
+def grouped(cluster: ApiServer, namespace: str, leader_worker_sets: None) -> Iterator[dict[str, Any]]:
+    """A server of groups; a namespace that ends may leave it for a while, so it is deleted."""
+    made = group(namespace, "draw")
+    cluster.admin.create(made)
+    yield made
+    cluster.admin.delete(f"/apis/{GROUPS}/v1/namespaces/{namespace}/leaderworkersets/draw-group")
+
+
 async def test_the_collector_reads_everything_with_its_role(
-    cluster: ApiServer, namespace: str, reader: Path, leader_worker_sets: None
+    cluster: ApiServer, namespace: str, reader: Path, grouped: dict[str, Any]
 ) -> None:
     cluster.admin.create(variant(namespace, "chat", "H100"))
-    cluster.admin.create(group(namespace, "draw", replicas=2))
     async with Operation(reader, reader, "chat", "draw") as operation:
         await operation.settled("chat", H100=1)
         seen = await operation.until("draw", lambda v: "8xH100" in v)
     (groups,) = seen.variants
-    assert (groups.desired, groups.ready, groups.pending, groups.max_batch) == (2, 0, 2, 64)
+    assert (groups.desired, groups.ready, groups.pending, groups.max_batch) == (1, 0, 1, 64)
 
 
 @pytest.fixture
 async def work(
-    cluster: ApiServer, namespace: str, reader: Path, writer: Path, leader_worker_sets: None
+    cluster: ApiServer, namespace: str, reader: Path, writer: Path, grouped: dict[str, Any]
 ) -> AsyncIterator[Callable[[], Awaitable[list[Applied | Failed]]]]:
     """Does once everything that the target can do; what came of each piece."""
     annotations = {"stoker.dev/max-batch-by": "argument:--max-num-seqs"}
     cluster.admin.create(variant(namespace, "chat", "H100", replicas=2, annotations=annotations))
-    cluster.admin.create(group(namespace, "draw"))
     targets: list[KubernetesTarget] = []
     async with Operation(reader, reader, "chat", "draw") as operation:
         await operation.settled("chat", H100=2)

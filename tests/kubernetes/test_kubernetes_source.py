@@ -96,8 +96,12 @@ async def test_a_server_is_read_with_its_variants_its_replicas_and_when_they_bec
         ("H100", 2, 2, 0, 48),
         ("L4", 0, 0, 0, 48),
     ]
-    now = cluster.admin.get(path_of(namespace, "chat-h100"))
-    assert server.variants[0].resource_version == now["metadata"]["resourceVersion"]
+
+    def newest(server: ServerInventory) -> bool:
+        now = cluster.admin.get(path_of(namespace, "chat-h100"))["metadata"]["resourceVersion"]
+        return server.variants[0].resource_version == now
+
+    await server_of(source, "chat", newest)
     assert {one.state for one in server.replicas} == {ReplicaState.READY}
     for one in server.replicas:
         # The platform's times are whole seconds.

@@ -17,9 +17,9 @@ from schemas.telemetry import InventoryObserved
 from services.actuator.target import Applied, Failed
 from services.actuator.targets.kubernetes_batch import set_batch
 from services.cluster.client import (
-    ATTEMPTS,
     FIELD_MANAGER,
     MERGE_PATCH,
+    RETRY_S,
     Cluster,
     ClusterError,
     ClusterSettings,
@@ -166,7 +166,7 @@ class KubernetesTarget:
     async def _scale(self, kind: Kind, workload: Workload, seen: int, wanted: int) -> _Step | Failed:
         """Set the replicas, provided that they still are as seen."""
         path = f"{kind.object_path(workload.namespace, workload.name)}/scale"
-        for attempt in range(ATTEMPTS):
+        for pause_s in (*RETRY_S, None):
             scale = await self._cluster.call("GET", path)
             now = int(scale.get("spec", {}).get("replicas", 0))
             version = scale["metadata"]["resourceVersion"]
@@ -191,8 +191,9 @@ class KubernetesTarget:
                 written = await self._cluster.call("PUT", path, {"fieldManager": FIELD_MANAGER}, scale)
                 return _Step(target, written["metadata"]["resourceVersion"], changed=True)
             except Refused as refusal:
-                if refusal.status != 409 or attempt == ATTEMPTS - 1:
+                if refusal.status != 409 or pause_s is None:
                     raise
+                await asyncio.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
     async def _allowed(self, workload: Workload) -> tuple[int | None, str]:

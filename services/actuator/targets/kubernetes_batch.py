@@ -1,10 +1,11 @@
 """The batch limit of a workload, set by the mechanism that its owner named."""
 
+import asyncio
 from typing import Any
 
 from schemas.actuation import FailureReason
 from services.actuator.target import Failed
-from services.cluster.client import ATTEMPTS, JSON_PATCH, MERGE_PATCH, Cluster, Refused
+from services.cluster.client import JSON_PATCH, MERGE_PATCH, RETRY_S, Cluster, Refused
 from services.cluster.workloads import MAX_BATCH, MAX_BATCH_BY, Kind, Workload
 
 
@@ -37,7 +38,7 @@ async def set_batch(cluster: Cluster, kind: Kind, workload: Workload, max_batch:
 
 
 async def _set_argument(cluster: Cluster, path: str, name: str, value: str) -> bool | Failed:
-    for attempt in range(ATTEMPTS):
+    for pause_s in (*RETRY_S, None):
         changes = _argument(await cluster.call("GET", path), name, value)
         if not changes:
             message = f"{path}: no container of it has the argument {name}, which {MAX_BATCH_BY} names"
@@ -46,8 +47,9 @@ async def _set_argument(cluster: Cluster, path: str, name: str, value: str) -> b
             await cluster.call("PATCH", path, None, changes, JSON_PATCH)
             return True
         except Refused as refusal:
-            if refusal.status != 409 or attempt == ATTEMPTS - 1:
+            if refusal.status != 409 or pause_s is None:
                 raise
+            await asyncio.sleep(pause_s)
     raise AssertionError("the last attempt returns or raises")
 
 
