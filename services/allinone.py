@@ -101,7 +101,8 @@ async def run(options: Options, watch: Watch) -> None:
         anchor_s = time.time()
         accelerated = options.speed != 1.0
         clock: Clock = AcceleratedClock(options.speed, anchor_s) if accelerated else WallClock()
-        simulated, arrivals = "", ()
+        simulated = ""
+        arrivals: tuple[str, ...] = ()
         if options.in_cluster:
             sources, metrics_from = _cluster_sources(options)
         else:

@@ -112,6 +112,11 @@ class KubernetesTarget:
         except ClusterError as error:
             return Failed(FailureReason.UNREACHABLE, str(error))
 
+    async def trouble(self) -> str | None:
+        """Why nothing could be written now, as far as reading shows it."""
+        error = await self._following.error(self._settings.first_list_s)
+        return None if error is None else str(error)
+
     async def close(self) -> None:
         await self._following.close()
         await self._cluster.close()
