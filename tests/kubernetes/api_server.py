@@ -177,6 +177,8 @@ class Processes:
             "--leader-elect=false",
         ]
         controllers += ["--port=0", "--secure-port=0", f"--service-account-private-key-file={key}"]
+        # Nodes that nobody's kubelet speaks for stay ready.
+        controllers += ["--controllers=*,-nodelifecycle"]
         # A quota or a budget is looked at again within seconds, where a cluster would take minutes.
         controllers += ["--resource-quota-sync-period=2s", "--kube-api-qps=500", "--kube-api-burst=1000"]
         self._children.append(spawn(controllers, folder / "controllers.log"))
@@ -287,7 +289,10 @@ def _k3s() -> Iterator[dict[str, Any]]:
     from testcontainers.k3s import K3SContainer
 
     container = K3SContainer("rancher/k3s:v1.34.1-k3s1", enable_cgroup_mount=False)
-    container.with_command("server --disable-agent --disable-scheduler --disable=traefik --tls-san=127.0.0.1")
+    container.with_command(
+        "server --disable-agent --disable-scheduler --disable=traefik --tls-san=127.0.0.1 "
+        "--kube-controller-manager-arg=controllers=*,-nodelifecycle"
+    )
     with container:
         yield yaml.safe_load(container.config_yaml())
 

@@ -55,13 +55,14 @@ async def server_of(
 ) -> ServerInventory:
     """What the source says of a server as soon as it is good."""
 
-    async def read() -> ServerInventory | None:
+    deadline_s = time.monotonic() + READY_S
+    while True:
         readings = await source.poll(time.time() + AHEAD_S)
-        return next((one for one in readings.inventory if one.server == name), None)
-
-    found = await until(read, lambda one: one is not None and good(one))
-    assert found is not None and good(found), found
-    return found
+        found = next((one for one in readings.inventory if one.server == name), None)
+        if found is not None and good(found):
+            return found
+        assert time.monotonic() < deadline_s, (found, readings.problems)
+        await asyncio.sleep(0.05)
 
 
 def ready(count: int) -> Callable[[ServerInventory], bool]:
@@ -109,6 +110,19 @@ async def test_a_server_is_read_with_its_variants_its_replicas_and_when_they_bec
         assert began_s - 10 < one.created_at_s <= one.ready_at_s < began_s + READY_S + 1
     readings = await source.poll(server.observed_at_s + 1)
     assert [(c.type, c.total, c.free) for c in readings.capacity] == [("H100", 12, 8), ("L4", 8, 8)]
+
+
+async def test_a_replica_that_was_unready_for_a_while_became_ready_once(
+    cluster: ApiServer, namespace: str, kubelet: Kubelet, source: KubernetesSource
+) -> None:
+    cluster.admin.create(variant(namespace, "chat", "H100"))
+    first = (await server_of(source, "chat", ready(1))).replicas[0].ready_at_s
+    kubelet.behave("chat", Behaviour.SLOW)
+    await server_of(source, "chat", ready(0))
+    # Times are whole seconds: after this one the platform's own time is another.
+    await asyncio.sleep(1.1)
+    kubelet.forget()
+    assert (await server_of(source, "chat", ready(1))).replicas[0].ready_at_s == first
 
 
 async def test_marks_of_the_reference_and_of_llm_d_are_read(

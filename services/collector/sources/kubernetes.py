@@ -5,6 +5,7 @@ is good, and reads the copies. Where the copies may be old, the poll has failed:
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from schemas.alert import AlertKind
 from services.cluster.client import Cluster, ClusterError, ClusterSettings
-from services.cluster.mirror import Following, Mirror
+from services.cluster.mirror import Following, Key, Mirror
 from services.cluster.workloads import WORKLOADS, AcceleratorNames, Workload, kind_of, read_workload
 from services.collector.cluster_inventory import capacity_of, inventory_of, quotas_of
 from services.collector.cluster_objects import (
@@ -75,6 +76,7 @@ class KubernetesSource:
         self._autoscalers: Mirror[Autoscaler] = Mirror(
             self.cluster, "/apis/autoscaling/v1/horizontalpodautoscalers", read_autoscaler
         )
+        self._ready_s: dict[Key, float | None] = {}
         self._following = Following(
             *self._workloads, self._pods, self._nodes, self._quotas, self._autoscalers
         )
@@ -86,7 +88,16 @@ class KubernetesSource:
             await self.cluster.call("GET", "/version")
         except ClusterError as error:
             return self._failed(error)
-        pods = self._pods.objects.values()
+        # A replica that was unready for a while has not started again, so its first time stands.
+        self._ready_s = {
+            key: self._ready_s.get(key, pod.ready_s)
+            for key, pod in self._pods.objects.items()
+            if key in self._ready_s or pod.ready_s is not None
+        }
+        pods = [
+            pod if pod.ready_s is None else replace(pod, ready_s=self._ready_s[key])
+            for key, pod in self._pods.objects.items()
+        ]
         workloads = [one for mirror in self._workloads for one in mirror.objects.values()]
         autoscalers = self._autoscalers.objects.values()
         inventory, claims = inventory_of(workloads, pods, autoscalers, self._to_clock_s, now_s)
