@@ -112,10 +112,18 @@ class Operation:
 
         return await self.until(server, good)
 
-    async def plan(self, max_batch: int = 64, **targets: dict[str, int] | None) -> list[Contract]:
-        """One cycle with a target for each server by accelerator, None for no opinion; what was published."""
+    async def plan(
+        self,
+        max_batch: int = 64,
+        seen: dict[str, InventoryObserved] | None = None,
+        **targets: dict[str, int] | None,
+    ) -> list[Contract]:
+        """One cycle with a target for each server by accelerator, None for no opinion; what was published.
+
+        Parameters: seen, an inventory from before, instead of what there is now.
+        """
         self.generation += 1
-        inventory = await self.inventory()
+        inventory = await self.inventory() if seen is None else seen
         now_s = time.time()
         figures = {"generation": self.generation, "issued_at_s": now_s, "expires_at_s": now_s + 90}
         messages: list[Contract] = [self.fleet, *inventory.values()]

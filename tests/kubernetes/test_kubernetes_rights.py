@@ -15,9 +15,9 @@ import yaml
 from api_server import READY_S, ApiServer, wait_for
 from conftest import ROLES
 from manifests import variant
-from operation import Operation
+from operation import Operation, only
 
-from schemas.actuation import FailureReason, VariantScale
+from schemas.actuation import ActuationFailed, FailureReason, VariantScale
 from schemas.telemetry import InventoryObserved, VariantInventory
 from services.actuator.target import Applied, Failed
 from services.actuator.targets.kubernetes import KubernetesSettings, KubernetesTarget
@@ -226,6 +226,30 @@ async def test_the_actuator_fails_for_want_of_each_right(
     failed = [one for one in results if isinstance(one, Failed)]
     assert {one.reason for one in failed} == {FailureReason.FORBIDDEN}
     assert all(f'cannot {right[2]} resource "{right[1]}"' in one.message for one in failed)
+
+
+async def test_a_verb_that_is_forbidden_is_an_event_that_names_it_and_is_counted(
+    cluster: ApiServer,
+    namespace: str,
+    reader: Path,
+    writer: Path,
+    lacking: Callable[[str, Right], None],
+) -> None:
+    for server in ("chat", "draw"):
+        cluster.admin.create(variant(namespace, server, "H100"))
+    async with Operation(reader, writer, "chat", "draw") as operation:
+        await operation.settled("chat", H100=1)
+        await operation.settled("draw", H100=1)
+        number = next(n for n, r, v in rights_of("actuator") if (r, v) == ("deployments/scale", "update"))
+        lacking("actuator", (number, "deployments/scale", "update"))
+        facts = await until(
+            lambda: operation.plan(chat={"H100": 1}, draw={"H100": 2}),
+            lambda found: any(isinstance(fact, ActuationFailed) for fact in found),
+        )
+        failed = only(ActuationFailed, facts)
+        assert (failed.server, failed.reason) == ("draw", FailureReason.FORBIDDEN)
+        assert 'cannot update resource "deployments/scale"' in failed.message
+        assert operation.outcomes()["forbidden"] == 1.0
 
 
 async def until(read: Callable[[], Awaitable[Any]], good: Callable[[Any], bool]) -> Any:

@@ -15,11 +15,11 @@ from manifests import path_of, variant
 from operation import Operation, none, only
 from target_suite import TargetContract
 
-from schemas.actuation import ActuationApplied, ActuationFailed, FailureReason, VariantScale
+from schemas.actuation import ActuationApplied, ActuationFailed, FailureReason
 from schemas.alert import AlertKind, AlertRaised
 from schemas.decision import DecisionMade, Verdict
 from schemas.telemetry import InventoryObserved
-from services.actuator.target import Applied, Failed, Target
+from services.actuator.target import Target
 from services.actuator.targets.kubernetes import DELETION_COST, DRAINING, KubernetesSettings, KubernetesTarget
 from services.cluster.client import ClusterSettings
 
@@ -203,11 +203,11 @@ async def test_a_change_between_the_view_and_the_write_is_a_conflict_and_stands(
     operation = operate("chat")
     seen = await operation.settled("chat", H100=1)
     set_by_hand(cluster, namespace, "chat-h100", 3)
-    target: KubernetesTarget = operation.actuator._target
-    result = await target.apply("chat", [VariantScale(accelerator="H100", replicas=2)], seen)
-    assert isinstance(result, Failed) and result.reason is FailureReason.CONFLICT
-    assert "set 3 replicas where 1 were seen" in result.message
+    failed = only(ActuationFailed, await operation.plan(seen={"chat": seen}, chat={"H100": 2}))
+    assert failed.reason is FailureReason.CONFLICT
+    assert "another writer set 3 replicas where 1 were seen" in failed.message
     assert desired(cluster, namespace, "chat-h100") == 3
+    assert operation.outcomes() == {"conflict": 1.0}
 
 
 async def test_a_status_that_changes_meanwhile_is_no_conflict(
@@ -218,9 +218,7 @@ async def test_a_status_that_changes_meanwhile_is_no_conflict(
     seen = await operation.settled("chat", H100=1)
     # Its version is another one by now, its replicas are not.
     cluster.admin.patch(path_of(namespace, "chat-h100"), {"metadata": {"labels": {"touched": "yes"}}})
-    target: KubernetesTarget = operation.actuator._target
-    result = await target.apply("chat", [VariantScale(accelerator="H100", replicas=2)], seen)
-    assert isinstance(result, Applied) and result.changed
+    assert only(ActuationApplied, await operation.plan(seen={"chat": seen}, chat={"H100": 2})).changed
     assert desired(cluster, namespace, "chat-h100") == 2
 
 
@@ -261,16 +259,13 @@ async def test_a_workload_that_was_deleted_is_not_found_and_the_next_server_is_w
     operation = operate("chat", "draw")
     await operation.settled("chat", H100=1)
     await operation.settled("draw", H100=1)
-    seen = await operation.plan(chat={"H100": 1}, draw={"H100": 1})
-    assert none(ActuationFailed, seen)
-    target: KubernetesTarget = operation.actuator._target
-    inventory = await operation.inventory()
+    seen = await operation.inventory()
     cluster.admin.delete(path_of(namespace, "chat-h100"))
-    scales = [VariantScale(accelerator="H100", replicas=2)]
-    gone = await target.apply("chat", scales, inventory["chat"])
-    assert isinstance(gone, Failed) and gone.reason is FailureReason.NOT_FOUND
-    assert isinstance(await target.apply("draw", scales, inventory["draw"]), Applied)
-    assert desired(cluster, namespace, "draw-h100") == 2
+    facts = await operation.plan(seen=seen, chat={"H100": 2}, draw={"H100": 2})
+    failed, applied = only(ActuationFailed, facts), only(ActuationApplied, facts)
+    assert (failed.server, failed.reason) == ("chat", FailureReason.NOT_FOUND)
+    assert applied.server == "draw" and desired(cluster, namespace, "draw-h100") == 2
+    assert operation.outcomes() == {"not_found": 1.0, "applied": 1.0}
 
 
 async def test_one_servers_failure_is_an_event_and_does_not_stop_the_next(
@@ -334,11 +329,10 @@ async def test_while_the_api_server_is_away_nothing_is_lost_and_then_it_is_writt
     seen = await operation.settled("chat", H100=2)
     cluster.stop()
     try:
-        held = await operation.plan(chat={"H100": 3})
-        assert none(ActuationApplied, held), "nothing is written on an inventory that could not be had"
-        target: KubernetesTarget = operation.actuator._target
-        result = await target.apply("chat", [VariantScale(accelerator="H100", replicas=3)], seen)
-        assert isinstance(result, Failed) and result.reason is FailureReason.UNREACHABLE
+        # What was seen just before the server went away is acted upon, in vain.
+        failed = only(ActuationFailed, await operation.plan(seen={"chat": seen}, chat={"H100": 3}))
+        assert failed.reason is FailureReason.UNREACHABLE
+        assert operation.outcomes() == {"applied": 1.0, "unreachable": 1.0}
     finally:
         cluster.start()
     await operation.settled("chat", H100=2)
