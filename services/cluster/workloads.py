@@ -5,9 +5,9 @@ A mark is a label or an annotation of the workload itself; an annotation wins, s
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 SERVER = "stoker.dev/server"
 ACCELERATOR = "stoker.dev/accelerator"
@@ -73,6 +73,13 @@ def kind_of(text: str) -> Kind:
     return Kind(api, plural)
 
 
+def _checked(text: str) -> str:
+    kind_of(text)
+    return text
+
+
+Resource = Annotated[str, AfterValidator(_checked)]
+"""A kind of workload as settings write it."""
 WORKLOADS = ("apps/v1/deployments", "leaderworkerset.x-k8s.io/v1/leaderworkersets")
 
 
@@ -80,8 +87,8 @@ WORKLOADS = ("apps/v1/deployments", "leaderworkerset.x-k8s.io/v1/leaderworkerset
 class Workload:
     """One variant of a server: an object with a scale subresource.
 
-    `ready` is nothing where the object's status does not say it; `trouble` why pods cannot be made and since when,
-    as the platform writes times.
+    `pods` is how many make a replica; `ready` is nothing where the object's status does not say it; `trouble` why
+    pods cannot be made and since when, as the platform writes times.
     """
 
     kind: str
@@ -94,6 +101,7 @@ class Workload:
     ready: int | None
     max_batch: int | None
     max_batch_by: str | None
+    pods: int
     pod_labels: Mapping[str, str]
     paused: bool = False
     trouble: tuple[str, str] | None = None
@@ -125,7 +133,8 @@ def read_workload(item: Mapping[str, Any], names: AcceleratorNames) -> Workload 
         ready=int(status.get("readyReplicas", 0)) if "replicas" in status or "conditions" in status else None,
         max_batch=_max_batch(marks, templates),
         max_batch_by=marks.get(MAX_BATCH_BY),
-        pod_labels=((spec.get("template") or {}).get("metadata") or {}).get("labels") or {},
+        pods=sum(count for _, count in templates),
+        pod_labels=_pod_labels(spec),
         paused=marks.get(PAUSED) == "true",
         trouble=_trouble(status),
     )
@@ -190,6 +199,12 @@ def _templates(spec: Mapping[str, Any]) -> Sequence[tuple[Mapping[str, Any], int
     worker = (group.get("workerTemplate") or {}).get("spec") or {}
     leader = (group.get("leaderTemplate") or {}).get("spec") or worker
     return [(leader, 1), (worker, int(group.get("size", 1)) - 1)]
+
+
+def _pod_labels(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    template = spec.get("template") or (spec.get("leaderWorkerTemplate") or {}).get("workerTemplate") or {}
+    labels: Mapping[str, str] = (template.get("metadata") or {}).get("labels") or {}
+    return labels
 
 
 def _accelerator(templates: Sequence[tuple[Mapping[str, Any], int]], names: AcceleratorNames) -> str | None:

@@ -1,14 +1,13 @@
-"""From a cluster's objects to the inventory of servers, the cards by type and the quotas. Pure."""
+"""From a cluster's objects to the inventory of servers and the cards by type. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from schemas.alert import AlertKind
 from services.cluster.workloads import Workload
-from services.collector.cluster_objects import Autoscaler, NamespaceQuota, Node, Pod, seconds
+from services.collector.cluster_objects import Autoscaler, Node, Pod, seconds
 from services.collector.source import (
     CapacityReading,
     Problem,
-    QuotaReading,
     ReplicaState,
     ReplicaStatus,
     ServerInventory,
@@ -85,12 +84,6 @@ def capacity_of(
         left = max(0, node.cards - used.get(name, 0)) if node.open else 0
         free[node.type] = free.get(node.type, 0) + left
     return tuple(CapacityReading(kind, now_s, total[kind], free[kind]) for kind in sorted(total))
-
-
-def quotas_of(quotas: Iterable[NamespaceQuota]) -> tuple[QuotaReading, ...]:
-    """The quotas on cards, each named by its namespace and its own name."""
-    found = (QuotaReading(f"{one.namespace}/{one.name}", one.cards, one.used) for one in quotas)
-    return tuple(sorted(found, key=lambda one: one.name))
 
 
 def _variant(

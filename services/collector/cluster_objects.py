@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from services.cluster.workloads import AcceleratorNames, cards_of
-from services.collector.source import ReplicaState
+from services.collector.source import QuotaReading, ReplicaState
 
 _GROUP, _WORKER = "leaderworkerset.sigs.k8s.io/name", "leaderworkerset.sigs.k8s.io/worker-index"
 _HASH = "pod-template-hash"
@@ -38,16 +38,6 @@ class Node:
     type: str
     cards: int
     open: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NamespaceQuota:
-    """The most cards that a namespace's pods may ask for together, and what they ask for now."""
-
-    namespace: str
-    name: str
-    cards: int
-    used: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +90,7 @@ def read_node(item: Mapping[str, Any], names: AcceleratorNames) -> Node | None:
     return Node(kind, cards, not item.get("spec", {}).get("unschedulable", False))
 
 
-def read_quota(item: Mapping[str, Any], names: AcceleratorNames) -> NamespaceQuota | None:
+def read_quota(item: Mapping[str, Any], names: AcceleratorNames) -> QuotaReading | None:
     """A quota on accelerators; nothing when it limits other things only."""
     status = item.get("status") or {}
     hard, used = status.get("hard") or {}, status.get("used") or {}
@@ -112,7 +102,7 @@ def read_quota(item: Mapping[str, Any], names: AcceleratorNames) -> NamespaceQuo
         return names.cards({name: of.get(f"requests.{name}", "0") for name in limited})
 
     meta = item["metadata"]
-    return NamespaceQuota(meta["namespace"], meta["name"], total(hard), total(used))
+    return QuotaReading(f"{meta['namespace']}/{meta['name']}", total(hard), total(used))
 
 
 def read_autoscaler(item: Mapping[str, Any]) -> Autoscaler:

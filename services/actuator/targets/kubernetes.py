@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.actuation import FailureReason, VariantScale
 from schemas.telemetry import InventoryObserved
@@ -30,6 +30,7 @@ from services.cluster.workloads import (
     WORKLOADS,
     AcceleratorNames,
     Kind,
+    Resource,
     Workload,
     kind_of,
     read_workload,
@@ -55,7 +56,7 @@ class KubernetesSettings(BaseModel):
 
     cluster: ClusterSettings = ClusterSettings()
     """Which cluster, and as whom."""
-    workloads: Annotated[tuple[str, ...], Field(min_length=1)] = WORKLOADS
+    workloads: Annotated[tuple[Resource, ...], Field(min_length=1)] = WORKLOADS
     """Resources that servers run as, each as group/version/plural; the collector's setting of the same name."""
     accelerators: AcceleratorNames = AcceleratorNames()
     """How pods say which accelerators they want; the collector's setting of the same name."""
@@ -64,13 +65,6 @@ class KubernetesSettings(BaseModel):
     the cycle. By default their own termination grace period has to do."""
     first_list_s: Annotated[float, Field(gt=0, le=600)] = 20.0
     """Wall seconds that the first write waits for the workloads to be listed."""
-
-    @field_validator("workloads")
-    @classmethod
-    def _are_resources(cls, workloads: tuple[str, ...]) -> tuple[str, ...]:
-        for one in workloads:
-            kind_of(one)
-        return workloads
 
 
 @dataclass(frozen=True)
@@ -189,7 +183,8 @@ class KubernetesTarget:
                 if target == now:
                     message = f"PodDisruptionBudget {budget} lets no replica of {workload.name} go now"
                     return Failed(FailureReason.REFUSED, message)
-                if target:
+                # Only of a Deployment can it be said which pods go.
+                if target and workload.kind == "Deployment":
                     await self._drain(workload, now - target)
             scale["spec"] = {"replicas": target}
             try:
@@ -217,17 +212,18 @@ class KubernetesTarget:
             for one in budgets
             if selects(one["spec"].get("selector") or {}, workload.pod_labels)
         ]
-        return min(limits) if limits else (None, "")
+        allowed, budget = min(limits, default=(None, ""))
+        return None if allowed is None else allowed // workload.pods, budget
 
     async def _drain(self, workload: Workload, count: int) -> None:
         """Mark the pods that shall go: those of the least deletion cost, then the newest, with the coldest caches."""
         pods = f"/api/v1/namespaces/{workload.namespace}/pods"
         selector = ",".join(f"{key}={value}" for key, value in sorted(workload.pod_labels.items()))
         items = (await self._cluster.call("GET", pods, {"labelSelector": selector}))["items"]
-        serving = [
-            pod["metadata"] for pod in items if _is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
-        ]
-        going = max(0, count - (len(items) - len(serving)))
+        living = [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+        serving = [pod["metadata"] for pod in living if _is_ready(pod)]
+        # Those that do not serve go first.
+        going = max(0, count - (len(living) - len(serving)))
         newest = sorted(serving, key=lambda meta: meta["creationTimestamp"], reverse=True)
         for meta in sorted(newest, key=_cost)[:going]:
             mark = {"annotations": {DELETION_COST: str(min(-1, _cost(meta)))}, "labels": {DRAINING: "true"}}

@@ -9,16 +9,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.alert import AlertKind
 from services.cluster.client import Cluster, ClusterError, ClusterSettings
 from services.cluster.mirror import Following, Key, Mirror
-from services.cluster.workloads import WORKLOADS, AcceleratorNames, Workload, kind_of, read_workload
-from services.collector.cluster_inventory import capacity_of, inventory_of, quotas_of
+from services.cluster.workloads import (
+    WORKLOADS,
+    AcceleratorNames,
+    Resource,
+    Workload,
+    kind_of,
+    read_workload,
+)
+from services.collector.cluster_inventory import capacity_of, inventory_of
 from services.collector.cluster_objects import (
     Autoscaler,
-    NamespaceQuota,
     Node,
     Pod,
     read_autoscaler,
@@ -26,7 +32,7 @@ from services.collector.cluster_objects import (
     read_pod,
     read_quota,
 )
-from services.collector.source import Problem, Provides, Readings
+from services.collector.source import Problem, Provides, QuotaReading, Readings
 
 
 class KubernetesSettings(BaseModel):
@@ -36,19 +42,12 @@ class KubernetesSettings(BaseModel):
 
     cluster: ClusterSettings = ClusterSettings()
     """Which cluster, and as whom."""
-    workloads: Annotated[tuple[str, ...], Field(min_length=1)] = WORKLOADS
+    workloads: Annotated[tuple[Resource, ...], Field(min_length=1)] = WORKLOADS
     """Resources that servers run as, each as group/version/plural; they need a scale subresource."""
     accelerators: AcceleratorNames = AcceleratorNames()
     """How nodes and pods say which accelerators they have and want."""
     first_list_s: Annotated[float, Field(gt=0, le=600)] = 20.0
     """Wall seconds that the first poll waits for everything to be listed."""
-
-    @field_validator("workloads")
-    @classmethod
-    def _are_resources(cls, workloads: tuple[str, ...]) -> tuple[str, ...]:
-        for one in workloads:
-            kind_of(one)
-        return workloads
 
 
 class KubernetesSource:
@@ -69,7 +68,7 @@ class KubernetesSource:
         ]
         self._pods: Mirror[Pod] = Mirror(self.cluster, "/api/v1/pods", partial(read_pod, names=names))
         self._nodes: Mirror[Node] = Mirror(self.cluster, "/api/v1/nodes", partial(read_node, names=names))
-        self._quotas: Mirror[NamespaceQuota] = Mirror(
+        self._quotas: Mirror[QuotaReading] = Mirror(
             self.cluster, "/api/v1/resourcequotas", partial(read_quota, names=names)
         )
         # Version 1 is what old and new servers have.
@@ -106,7 +105,7 @@ class KubernetesSource:
             self.provides,
             inventory=inventory,
             capacity=capacity_of(self._nodes.objects, pods, now_s),
-            quotas=quotas_of(self._quotas.objects.values()),
+            quotas=tuple(self._quotas.objects.values()),
             problems=claims,
         )
 
