@@ -132,6 +132,8 @@ class VariantInventory(Contract):
     """The accelerator."""
     max_batch: Positive | None = None
     """Batch limit in force."""
+    batch_settable: bool = True
+    """Whether the platform can be asked for another batch limit."""
     desired: Count
     """Replicas asked for."""
     ready: Count

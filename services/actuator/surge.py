@@ -51,6 +51,6 @@ def differs(scales: Sequence[VariantScale], inventory: InventoryObserved) -> boo
         if have is None or have.desired != scale.replicas:
             if have is not None or scale.replicas:
                 return True
-        elif scale.max_batch is not None and have.max_batch != scale.max_batch and scale.replicas:
+        elif scale.max_batch not in (None, have.max_batch) and have.batch_settable and scale.replicas:
             return True
     return False

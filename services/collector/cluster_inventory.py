@@ -101,6 +101,7 @@ def _variant(
         terminating=states.count(ReplicaState.TERMINATING),
         max_batch=workload.max_batch,
         resource_version=workload.resource_version,
+        batch_settable=workload.max_batch_by is not None,
         autoscaler=autoscaler,
         trouble=None if trouble is None else trouble[0],
         trouble_since_s=None if trouble is None else to_clock_s(seconds(trouble[1])),

@@ -181,6 +181,7 @@ def _variant(read: ServerInventory, index: int) -> VariantInventory | None:
         return VariantInventory(
             accelerator=one.accelerator,
             max_batch=one.max_batch,
+            batch_settable=one.batch_settable,
             desired=one.desired,
             ready=one.ready,
             pending=one.pending,

@@ -93,6 +93,7 @@ class VariantReading:
     terminating: int = 0
     max_batch: int | None = None
     resource_version: str | None = None
+    batch_settable: bool = True
     autoscaler: str | None = None
     trouble: str | None = None
     trouble_since_s: float | None = None

@@ -119,3 +119,12 @@ def test_another_batch_limit_differs() -> None:
     seen = hold(ask(64, A=3))
     assert differs(surge(ask(32, A=3), seen), seen)
     assert not differs(surge(ask(32, A=0), hold(ask(64, A=0))), hold(ask(64, A=0)))
+
+
+def test_a_batch_limit_that_cannot_be_set_differs_from_none() -> None:
+    seen = hold(ask(64, A=3))
+    fixed = seen.model_copy(
+        update={"variants": (seen.variants[0].model_copy(update={"batch_settable": False}),)}
+    )
+    assert not differs(surge(ask(32, A=3), fixed), fixed)
+    assert differs(surge(ask(32, A=4), fixed), fixed)
