@@ -286,11 +286,18 @@ def _container_engine() -> bool:
 @contextmanager
 def _k3s() -> Iterator[dict[str, Any]]:
     """K3s without the agent and the scheduler, whose parts the tests play."""
-    from testcontainers.k3s import K3SContainer
+    from testcontainers.community.k3s import K3SContainer
+    from testcontainers.core.waiting_utils import wait_for_logs
 
-    container = K3SContainer("rancher/k3s:v1.34.1-k3s1", enable_cgroup_mount=False)
+    class Server(K3SContainer):  # type: ignore[misc]
+        def _connect(self) -> None:
+            # The library waits for a node, and there is none.
+            wait_for_logs(self, "k3s is up and running", timeout=READY_S)
+
+    container = Server("rancher/k3s:v1.34.1-k3s1", enable_cgroup_mount=False)
     container.with_command(
-        "server --disable-agent --disable-scheduler --disable=traefik --tls-san=127.0.0.1 "
+        "server --disable-agent --disable-scheduler --disable=traefik "
+        f"--tls-san={container.get_container_host_ip()} "
         "--kube-controller-manager-arg=controllers=*,-nodelifecycle"
     )
     with container:
