@@ -17,6 +17,7 @@ NAMES = (
     "control_cycle",
     "gate",
     "throughput",
+    "kubernetes_inventory",
 )
 
 

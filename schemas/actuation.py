@@ -50,6 +50,10 @@ class FailureReason(StrEnum):
     NOT_FOUND = "not_found"
     REFUSED = "refused"
     UNSCHEDULABLE = "unschedulable"
+    UNAUTHORIZED = "unauthorized"
+    QUOTA = "quota"
+    IMAGE = "image"
+    NOT_READY = "not_ready"
 
 
 class ActuationFailed(Contract):

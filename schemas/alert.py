@@ -21,6 +21,7 @@ class AlertKind(StrEnum):
     PARAMETERS_SUSPECT = "parameters_suspect"
     FLEET_REFUSED = "fleet_refused"
     SOURCE_FAILED = "source_failed"
+    VARIANT_CLAIMED_TWICE = "variant_claimed_twice"
 
 
 class AlertRaised(Contract):

@@ -132,6 +132,8 @@ class VariantInventory(Contract):
     """The accelerator."""
     max_batch: Positive | None = None
     """Batch limit in force."""
+    batch_settable: bool = True
+    """Whether the platform can be asked for another batch limit."""
     desired: Count
     """Replicas asked for."""
     ready: Count
@@ -144,6 +146,10 @@ class VariantInventory(Contract):
     """Since when the oldest pending replica waits."""
     resource_version: Name | None = None
     """Version of the object that holds the target, for preconditions."""
+    autoscaler: Name | None = None
+    """What else sets the replicas, if something does, such as a HorizontalPodAutoscaler."""
+    pending_reason: Annotated[str, Field(max_length=1000)] | None = None
+    """Why pending replicas do not become ready, in the platform's words."""
 
 
 class StartupTime(Contract):
@@ -189,6 +195,17 @@ class AcceleratorCapacity(Contract):
     """Cards not in use."""
 
 
+class QuotaObserved(Contract):
+    """A limit that the platform sets on the cards of a part of it, such as a namespace."""
+
+    name: Name
+    """The quota."""
+    cards: Count
+    """Most cards."""
+    used: Count
+    """Cards asked for now."""
+
+
 class CapacityObserved(Contract):
     """Accelerators present and free."""
 
@@ -198,6 +215,8 @@ class CapacityObserved(Contract):
     """How far it can be trusted."""
     types: tuple[AcceleratorCapacity, ...]
     """By type."""
+    quotas: tuple[QuotaObserved, ...] = ()
+    """Quotas on cards that the platform enforces."""
 
 
 class CapacityUnavailable(Contract):

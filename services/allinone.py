@@ -17,6 +17,7 @@ from services.collector.fleet_files import read_fleet
 from services.collector.service import CollectorService
 from services.collector.settings import CollectorSettings
 from services.collector.settings import Settings as CollectorProcess
+from services.collector.sources.prometheus import PrometheusSettings
 from services.optimizer.service import OptimizerService
 from services.optimizer.settings import Settings as OptimizerProcess
 from services.predictor.service import PredictorService
@@ -57,6 +58,13 @@ class Options:
     prometheus: bool = True
     http_port: int = 0
     log_level: str = "warning"
+    kubeconfig: Path | None = None
+    prometheus_url: str | None = None
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether a Kubernetes cluster is measured, rather than a simulated fleet."""
+        return self.target == "kubernetes" or self.kubeconfig is not None
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,15 @@ async def run(options: Options, watch: Watch) -> None:
         anchor_s = time.time()
         accelerated = options.speed != 1.0
         clock: Clock = AcceleratedClock(options.speed, anchor_s) if accelerated else WallClock()
-        fleet = Fleet(_plant(options, anchor_s), trace_folders(os.environ, Path.cwd()), clock.now_s())
-        simulated = await stack.enter_async_context(serving(fleet, clock, "127.0.0.1", 0))
-        sources, metrics_from = await _sources(stack, options, simulated)
+        simulated = ""
+        arrivals: tuple[str, ...] = ()
+        if options.in_cluster:
+            sources, metrics_from = _cluster_sources(options)
+        else:
+            fleet = Fleet(_plant(options, anchor_s), trace_folders(os.environ, Path.cwd()), clock.now_s())
+            arrivals = tuple(f"{s.name}: {s.source}" for s in fleet.servers.values())
+            simulated = await stack.enter_async_context(serving(fleet, clock, "127.0.0.1", 0))
+            sources, metrics_from = await _sources(stack, options, simulated)
 
         common: dict[str, Any] = {
             "bus": bus_settings,
@@ -114,7 +128,7 @@ async def run(options: Options, watch: Watch) -> None:
             clock=clock,
             bus_url=url,
             metrics_from=metrics_from,
-            arrivals=tuple(f"{s.name}: {s.source}" for s in fleet.servers.values()),
+            arrivals=arrivals,
             health_port=health.port,
             messages=watcher.listen(f"{ROOT}.>"),
             stop=stopping.set,
@@ -128,6 +142,16 @@ def _plant(options: Options, now_s: float) -> Plant:
     if options.plant is not None:
         return load_plant(options.plant)
     return plant_of(read_fleet([options.fleet], now_s))
+
+
+def _cluster_sources(options: Options) -> tuple[dict[str, Any], str]:
+    """A cluster's inventory and the Prometheus that scrapes its servers."""
+    url = options.prometheus_url or PrometheusSettings().url
+    return {"prometheus": {"url": url}, "kubernetes": {"cluster": _cluster(options)}}, f"Prometheus at {url}"
+
+
+def _cluster(options: Options) -> dict[str, Any]:
+    return {} if options.kubeconfig is None else {"kubeconfig": str(options.kubeconfig)}
 
 
 async def _sources(stack: AsyncExitStack, options: Options, simulated: str) -> tuple[dict[str, Any], str]:
@@ -154,7 +178,11 @@ def _services(
             fleet=options.fleet, cycle_s=options.cycle_s, sources=tuple(sources), source_settings=sources
         ),
     )
-    target_settings = {"url": simulated} if options.target == "simulated" else {}
+    settings_of_targets: dict[str, dict[str, Any]] = {
+        "simulated": {"url": simulated},
+        "kubernetes": {"cluster": _cluster(options)},
+    }
+    target_settings = settings_of_targets.get(options.target, {})
     actuator = ActuatorProcess(
         **common, actuator=ActuatorSettings(target=options.target, target_settings=target_settings)
     )

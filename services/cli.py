@@ -75,8 +75,22 @@ def up(
         Path | None, typer.Option(help="Simulated plant; by default the demo's, or derived from --fleet.")
     ] = None,
     bus: Annotated[str, typer.Option(help="embedded, or the address of a NATS server.")] = "embedded",
-    target: Annotated[str, typer.Option(help="simulated or dry-run.")] = "simulated",
-    speed: Annotated[float, typer.Option(min=0.1, max=1000, help="Control seconds per wall second.")] = 30.0,
+    target: Annotated[str, typer.Option(help="simulated, dry-run or kubernetes.")] = "simulated",
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure this cluster instead of a simulated fleet; in a pod, its own without this."
+        ),
+    ] = None,
+    prometheus_url: Annotated[
+        str | None, typer.Option(help="Prometheus that scrapes the cluster's servers.")
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, max=1000, help="Control seconds per wall second; 30, and always 1 on a cluster."
+        ),
+    ] = None,
     cycle: Annotated[float, typer.Option(min=1, help="Control seconds between cycles.")] = 30.0,
     duration: Annotated[float | None, typer.Option(min=1, help="End after this many wall seconds.")] = None,
     store: Annotated[
@@ -89,17 +103,26 @@ def up(
     ] = "warning",
     as_json: AsJson = False,
 ) -> None:
-    """Run everything in one process against a simulated fleet, with a live view."""
+    """Run everything in one process against a simulated fleet or a Kubernetes cluster, with a live view."""
     from services.allinone import Options
     from services.simulator.demo import DEMO_FLEET, DEMO_PLANT
     from services.watch import follow
 
+    on_cluster = target == "kubernetes" or kubeconfig is not None
+    if on_cluster and fleet is None:
+        fail("--fleet: expected the fleet that runs on the cluster; the demo's is simulated", 2)
+    if on_cluster and speed not in (None, 1.0):
+        fail(f"--speed is {speed:g}: expected 1, a cluster's time cannot be sped up", 2)
+    if on_cluster and target == "simulated":
+        fail("--target is simulated: expected dry-run or kubernetes with --kubeconfig", 2)
     options = Options(
         fleet=fleet or DEMO_FLEET,
         plant=plant or (DEMO_PLANT if fleet is None else None),
         bus=bus,
         target=target,
-        speed=speed,
+        speed=(1.0 if on_cluster else 30.0) if speed is None else speed,
+        kubeconfig=kubeconfig,
+        prometheus_url=prometheus_url,
         cycle_s=cycle,
         duration_s=duration,
         store=store,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
-from schemas.actuation import VariantScale
+from schemas.actuation import ActuationFailed, FailureReason, VariantScale
 from schemas.alert import AlertKind, AlertRaised
 from schemas.base import Contract, Quality
 from schemas.decision import DecisionMade
@@ -60,6 +60,8 @@ class Outputs:
     writings: tuple[Writing, ...] = ()
     alerts: tuple[AlertRaised, ...] = ()
     unavailable: tuple[CapacityUnavailable, ...] = ()
+    failures: tuple[ActuationFailed, ...] = ()
+    """What was written before and did not become ready in time, once for each spell."""
     undecided: Mapping[str, str] = field(default_factory=dict)
     """Servers without a decision, and why."""
     scales: Mapping[str, tuple[VariantScale, ...]] = field(default_factory=dict)
@@ -109,7 +111,7 @@ def decide(
     generation, fleet = undecided_generation(state), state.fleet
     if generation is None or fleet is None or state.manifest is None:
         return state, Outputs()
-    decisions, writings, undecided = [], [], {}
+    decisions, writings, failures, undecided = [], [], [], {}
     memory = dict(state.memory)
     refused: dict[str, str] = {}
     asked: dict[str, tuple[VariantScale, ...]] = {}
@@ -122,7 +124,10 @@ def decide(
         if inventory is None or (inventory.quality is not Quality.OK and not (writes and held is not None)):
             undecided[server.name] = "nothing is known of its replicas"
             continue
-        case = _case(state, fleet, server, plan, inventory, settings, now_s, writes)
+        overdue = _overdue_since_s(fleet, server, inventory, settings, now_s) if writes else {}
+        case = replace(
+            _case(state, fleet, server, plan, inventory, settings, now_s, writes), overdue=frozenset(overdue)
+        )
         gated = pass_gate(case, rules)
         if gated.rule == Ownership.name:
             refused[server.name] = gated.reason
@@ -136,6 +141,8 @@ def decide(
                 panicked_at_s=remembered.panicked_at_s,
                 idle_since_s=remembered.idle_since_s,
             )
+        failures += _failures(case, overdue, generation, settings.target)
+        remembered = replace(remembered, given_up=tuple(sorted(overdue)))
         scales = surge(gated.target, inventory)
         if not gated.advice_only:
             asked[server.name] = scales
@@ -172,7 +179,9 @@ def decide(
         alerted=frozenset(found),
         unavailable_until_s=until_s | {one.type: one.until_s for one in unavailable},
     )
-    return state, Outputs(tuple(decisions), tuple(writings), alerts, unavailable, undecided, asked)
+    return state, Outputs(
+        tuple(decisions), tuple(writings), alerts, unavailable, tuple(failures), undecided, asked
+    )
 
 
 def written(state: State, writing: Writing, now_s: float) -> State:
@@ -223,6 +232,7 @@ def _case(
         objective=objective_of(fleet, server),
         plan=plan,
         current=memory.asked if writes and memory.asked is not None else _held(fleet, server, inventory),
+        held=_held(fleet, server, inventory),
         inventory=inventory,
         telemetry=state.telemetry.get(server.name),
         memory=memory,
@@ -259,6 +269,38 @@ def _held(fleet: FleetDeclared, server: Server, inventory: InventoryObserved) ->
             )
         )
     return tuple(found)
+
+
+_PENDING_FOR = (
+    ("Unschedulable", FailureReason.UNSCHEDULABLE),
+    ("exceeded quota", FailureReason.QUOTA),
+    ("ImagePull", FailureReason.IMAGE),
+    ("ErrImage", FailureReason.IMAGE),
+    ("InvalidImageName", FailureReason.IMAGE),
+)
+"""What a platform's words for why a replica is pending come to, the first that they hold counts."""
+
+
+def _failures(
+    case: Case, overdue: Mapping[str, float], generation: int, target: str
+) -> list[ActuationFailed]:
+    """What we wrote, and was not told of yet, whose replicas did not become ready in time."""
+    if case.memory.written_at_s is None:
+        return []
+    said = {v.accelerator: v.pending_reason or "" for v in case.inventory.variants}
+    return [
+        ActuationFailed(
+            server=case.server.name,
+            generation=generation,
+            target=target,
+            asked=case.current,
+            reason=next((r for word, r in _PENDING_FOR if word in said[name]), FailureReason.NOT_READY),
+            message=f"on {name} a replica is pending for {case.now_s - since_s:.0f} s: {said[name] or 'no reason'}",
+            failed_at_s=case.now_s,
+        )
+        for name, since_s in sorted(overdue.items())
+        if name not in case.memory.given_up
+    ]
 
 
 def _profiles(fleet: FleetDeclared, server: Server) -> dict[str, ModelProfile]:
@@ -404,6 +446,7 @@ def load(state: State, key: str, raw: bytes) -> State:
             released={str(name): float(at) for name, at in kept.get("released", {}).items()},
             panicked_at_s=_time_s(kept.get("panicked_at_s")),
             idle_since_s=_time_s(kept.get("idle_since_s")),
+            given_up=tuple(map(str, kept.get("given_up", ()))),
         )
     except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
         raise ValueError(f"snapshot {key!r} cannot be read: {error}") from None

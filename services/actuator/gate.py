@@ -26,7 +26,8 @@ class Memory:
     written: replicas by accelerator as last known to be written, and when; intended: as last handed to the target,
     which may have taken them although its answer was lost. released: accelerators whose replicas did not come in
     time, and until when they are not asked for again. panicked_at_s: when demand last outran the plan.
-    idle_since_s: since when nothing has arrived or been served, None while that is not known.
+    idle_since_s: since when nothing has arrived or been served, None while that is not known. given_up:
+    accelerators whose replicas are overdue.
     """
 
     recommended: tuple[tuple[float, int], ...] = ()
@@ -41,11 +42,16 @@ class Memory:
     released: dict[str, float] = field(default_factory=dict)
     panicked_at_s: float | None = None
     idle_since_s: float | None = None
+    given_up: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Case:
-    """Everything that a rule may look at."""
+    """Everything that a rule may look at.
+
+    current: what the server was last asked to have; held: what its inventory shows, with what a move leaves.
+    overdue: accelerators on which a replica is pending for longer than any start takes.
+    """
 
     server: Server
     objective: Objective
@@ -57,6 +63,8 @@ class Case:
     paused: bool
     startup_s: float
     now_s: float
+    held: Target = ()
+    overdue: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from schemas.actuation import ActuationApplied, ActuationFailed
-from schemas.base import Contract
 from schemas.request import PauseAnswered, PauseRequested
 from services.actuator.core import (
     FLEET_KEY,
@@ -115,6 +114,7 @@ class ActuatorService(Service):
 
             emits = [Emit(d, f"{d.generation}", cycle) for d in outputs.decisions]
             emits += [Emit(fact, "", cycle) for fact in (*outputs.alerts, *outputs.unavailable)]
+            emits += [Emit(fact, f"{fact.generation}", cycle) for fact in outputs.failures]
             snapshots = {SERVER + d.server: dump(state, SERVER + d.server) for d in outputs.decisions}
             return Outcome(emits, snapshots | {FLEET_KEY: dump(state, FLEET_KEY)}, accept=accept)
 
@@ -124,6 +124,8 @@ class ActuatorService(Service):
             metrics.decisions.labels(decision.verdict.value, decision.rule).inc()
         fleet = self._state.fleet
         self._desired.keep({server.name for server in fleet.servers} if fleet else ())
+        for failure in outputs.failures:
+            metrics.actuations.labels(self._target.name, failure.reason.value).inc()
         for server, reason in outputs.undecided.items():
             self.host.log.info("not decided", server=server, reason=reason)
         await self._write(outputs.writings, cycle)
@@ -136,7 +138,7 @@ class ActuatorService(Service):
 
         owned: set[str] = set()
 
-        async def one(writing: Writing) -> tuple[Writing, Contract] | None:
+        async def one(writing: Writing) -> tuple[Writing, ActuationApplied | ActuationFailed] | None:
             async with at_once:
                 if not self.host.active:
                     return None
@@ -150,7 +152,7 @@ class ActuatorService(Service):
                     generation=writing.generation,
                     target=self._target.name,
                     asked=writing.asked,
-                    scaled=writing.scales,
+                    scaled=writing.scales if result.scaled is None else result.scaled,
                     changed=result.changed,
                     resource_version=result.resource_version or None,
                     applied_at_s=now_s,
@@ -168,13 +170,16 @@ class ActuatorService(Service):
         results = [r for r in await asyncio.gather(*(one(w) for w in writings)) if r is not None]
         if not results:
             return
+        for _, fact in results:
+            outcome = fact.reason.value if isinstance(fact, ActuationFailed) else "applied"
+            self.host.metrics.actuations.labels(self._target.name, outcome).inc()
 
         def step() -> Outcome:
             state = self._state
             changed = []
             for writing, fact in results:
                 if isinstance(fact, ActuationApplied) and writing.server in owned:
-                    state = written(state, writing, fact.applied_at_s)
+                    state = written(state, replace(writing, scales=fact.scaled), fact.applied_at_s)
                     changed.append(writing.server)
 
             def accept() -> None:

@@ -30,6 +30,7 @@ class ActuatorSettings(BaseModel):
         "flap",
         "panic",
         "supply",
+        "rollback",
         "zero",
         "limits",
     )

@@ -14,12 +14,14 @@ from schemas.telemetry import InventoryObserved
 class Applied:
     """A target took what was asked; `changed` when anything was different before.
 
-    `owned` is False where something else carries it out, so that no other writer can be told from it.
+    `scaled` is what is in force now where that is only a step towards what was asked. `owned` is False where
+    something else carries it out, so that no other writer can be told from it.
     """
 
     changed: bool
     resource_version: str | None = None
     owned: bool = True
+    scaled: tuple[VariantScale, ...] | None = None
 
 
 @dataclass(frozen=True)

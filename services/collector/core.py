@@ -16,6 +16,7 @@ from schemas.telemetry import (
     AcceleratorCapacity,
     CapacityObserved,
     InventoryObserved,
+    QuotaObserved,
     TelemetryObserved,
     VariantInventory,
 )
@@ -166,23 +167,29 @@ def _inventory(
 def _variant(read: ServerInventory, index: int) -> VariantInventory | None:
     """One variant; None where its figures fit no contract."""
     one = read.variants[index]
-    waits_s = [
-        replica.created_at_s
+    waiting = sorted(
+        (replica.created_at_s, replica.reason or "")
         for replica in read.replicas
         if replica.accelerator == one.accelerator
         and replica.state in (ReplicaState.PENDING, ReplicaState.STARTING)
         and replica.created_at_s is not None
-    ]
+    )
+    if one.trouble is not None and one.trouble_since_s is not None:
+        waiting = sorted([*waiting, (one.trouble_since_s, one.trouble)])
+    reason = next((reason for _, reason in waiting if reason), None)
     try:
         return VariantInventory(
             accelerator=one.accelerator,
             max_batch=one.max_batch,
+            batch_settable=one.batch_settable,
             desired=one.desired,
             ready=one.ready,
             pending=one.pending,
             terminating=one.terminating,
-            pending_since_s=min(waits_s, default=None),
+            pending_since_s=waiting[0][0] if waiting else None,
             resource_version=one.resource_version,
+            autoscaler=one.autoscaler,
+            pending_reason=None if reason is None else reason[:1000],
         )
     except ValidationError:
         return None
@@ -199,7 +206,16 @@ def _capacity(poll: Poll, now_s: float) -> CapacityObserved | None:
             types.append(AcceleratorCapacity(type=one.type, total=one.total, free=one.free))
         except ValidationError:
             quality = Quality.PARTIAL
+    quotas = []
+    for _, quota in sorted(poll.quotas.items()):
+        try:
+            quotas.append(QuotaObserved(name=quota.name, cards=quota.cards, used=quota.used))
+        except ValidationError:
+            quality = Quality.PARTIAL
     observed_at_s = min((one.observed_at_s for one in poll.capacity.values()), default=now_s)
     return CapacityObserved(
-        observed_at_s=max(0.0, min(observed_at_s, now_s)), quality=quality, types=tuple(types)
+        observed_at_s=max(0.0, min(observed_at_s, now_s)),
+        quality=quality,
+        types=tuple(types),
+        quotas=tuple(quotas),
     )

@@ -8,6 +8,7 @@ from services.collector.source import (
     CapacityReading,
     GatewayReading,
     Provides,
+    QuotaReading,
     Readings,
     ReplicaReading,
     ServerInventory,
@@ -27,6 +28,7 @@ class Poll:
     gateways: Mapping[str, GatewayReading]
     inventory: Mapping[str, ServerInventory]
     capacity: Mapping[str, CapacityReading]
+    quotas: Mapping[str, QuotaReading]
     provides: frozenset[Provides]
     failed: frozenset[Provides]
     facts: Facts
@@ -38,6 +40,7 @@ def merge(readings: Sequence[Readings]) -> Poll:
     gateways: dict[str, GatewayReading] = {}
     inventory: dict[str, ServerInventory] = {}
     capacity: dict[str, CapacityReading] = {}
+    quotas: dict[str, QuotaReading] = {}
     facts: Facts = {}
     for one in readings:
         for reading in one.replicas:
@@ -48,11 +51,13 @@ def merge(readings: Sequence[Readings]) -> Poll:
             inventory.setdefault(server.server, server)
         for cards in one.capacity:
             capacity.setdefault(cards.type, cards)
+        for quota in one.quotas:
+            quotas.setdefault(quota.name, quota)
         for problem in one.problems:
             facts.setdefault((problem.kind, subject_of(problem.subject)), problem.message)
     provides = frozenset(what for one in readings for what in one.provides)
     failed = frozenset(what for one in readings if one.failed for what in one.provides)
-    return Poll(replicas, gateways, inventory, capacity, provides, failed, facts)
+    return Poll(replicas, gateways, inventory, capacity, quotas, provides, failed, facts)
 
 
 def subject_of(text: str) -> str:

@@ -80,7 +80,11 @@ class GatewayReading:
 
 @dataclass(frozen=True, slots=True)
 class VariantReading:
-    """The replicas of a server on one accelerator, as counts."""
+    """The replicas of a server on one accelerator, as counts.
+
+    `autoscaler` names what else sets the count, if something does; `trouble` why replicas cannot even
+    be made, and since when.
+    """
 
     accelerator: str
     desired: int
@@ -89,6 +93,10 @@ class VariantReading:
     terminating: int = 0
     max_batch: int | None = None
     resource_version: str | None = None
+    batch_settable: bool = True
+    autoscaler: str | None = None
+    trouble: str | None = None
+    trouble_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,15 @@ class CapacityReading:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotaReading:
+    """The most cards that a part of the platform may use, and how many it uses."""
+
+    name: str
+    cards: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """What a poll could not read, in words that help: the query, and the names or labels that do exist."""
 
@@ -146,6 +163,7 @@ class Readings:
     gateways: tuple[GatewayReading, ...] = ()
     inventory: tuple[ServerInventory, ...] = ()
     capacity: tuple[CapacityReading, ...] = ()
+    quotas: tuple[QuotaReading, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     @property

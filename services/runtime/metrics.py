@@ -55,6 +55,12 @@ class Metrics:
             ("service", "reason"),
             registry=self.registry,
         )
+        self.actuations = Counter(
+            "stoker_actuations",
+            "Decisions handed to a target, by what came of them.",
+            ("target", "outcome"),
+            registry=self.registry,
+        )
         self.active = Gauge(
             "stoker_active",
             "1 while this instance holds the lease of its service, or of a part of it.",

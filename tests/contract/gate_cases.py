@@ -11,7 +11,7 @@ from schemas.telemetry import InventoryObserved, TelemetryObserved, VariantInven
 from services.actuator.gate import Case, Memory, Rule, Target, total
 from services.actuator.rules.demand import Panic, Zero
 from services.actuator.rules.down import Down, Flap
-from services.actuator.rules.move import Move
+from services.actuator.rules.move import Move, Rollback
 from services.actuator.rules.size import Deadband, Limits, Up
 from services.actuator.rules.supply import Emergency, Supply
 from services.actuator.rules.trust import Blackout, Freshness, Opinion, Ownership, Pause
@@ -32,6 +32,7 @@ BUILT_IN = (
     Flap,
     Panic,
     Supply,
+    Rollback,
     Zero,
     Limits,
 )

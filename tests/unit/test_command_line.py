@@ -89,3 +89,17 @@ def test_a_bad_plant_exits_with_2(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["up", "--plant", str(plant), "--duration", "5"])
     assert result.exit_code == 2
     assert "plant.yaml: servers" in result.output + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--target", "kubernetes"], "--fleet: expected the fleet that runs on the cluster"),
+        (["--target", "kubernetes", "--fleet", "f", "--speed", "10"], "--speed is 10: expected 1"),
+        (["--kubeconfig", "k", "--fleet", "f"], "--target is simulated: expected dry-run or kubernetes"),
+    ],
+)
+def test_up_refuses_what_makes_no_sense_on_a_cluster(options: list[str], expected: str) -> None:
+    result = CliRunner().invoke(app, ["up", *options])
+    assert result.exit_code == 2
+    assert expected in result.output

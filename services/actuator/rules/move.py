@@ -92,3 +92,31 @@ class Move:
 
     def _is_close(self, held: int, wanted: int) -> bool:
         return held != wanted and abs(wanted - held) <= self._settings.batch_share * held
+
+
+class RollbackSettings(BaseModel):
+    """Nothing to set: how long a replica may take to come is learned, and bounded for the whole gate."""
+
+    model_config = _CONFIG
+
+
+class Rollback:
+    """A move whose new replicas do not come in time is taken back: what serves still is kept instead."""
+
+    name: ClassVar[str] = "rollback"
+    Settings: ClassVar[type[BaseModel]] = RollbackSettings
+
+    def __init__(self, settings: RollbackSettings) -> None:
+        del settings
+
+    def judge(self, case: Case, target: Target) -> Ruling | None:
+        late = accelerators(target) & case.overdue
+        ready = {v.accelerator: v.ready for v in case.inventory.variants}
+        left = tuple(
+            a for a in case.held if a.accelerator not in accelerators(target) and ready[a.accelerator]
+        )
+        if not late or not left:
+            return None
+        came = tuple(a for a in target if a.accelerator not in late)
+        reason = f"replicas on {', '.join(sorted(late))} did not come in time: the move is taken back"
+        return Ruling((*came, *left), Verdict.CLAMP, reason)

@@ -129,6 +129,8 @@ class OwnershipSettings(BaseModel):
 
     settle_s: Annotated[float, Field(ge=0, le=3600)] = 5.0
     """Control seconds after our own write before an inventory that differs from it speaks of another writer."""
+    autoscaled: bool = False
+    """Whether autoscalers are meant to set the replicas, from what the target tells them; else they are others."""
 
 
 class Ownership:
@@ -141,6 +143,10 @@ class Ownership:
         self._settings = settings
 
     def judge(self, case: Case, target: Target) -> Ruling | None:
+        scaled = [f"{v.autoscaler} on {v.accelerator}" for v in case.inventory.variants if v.autoscaler]
+        if scaled and not self._settings.autoscaled:
+            reason = f"its replicas are set by {', '.join(scaled)}; advice only while it is there"
+            return Ruling(case.current, Verdict.REJECT, reason, advice_only=True)
         foreign = foreign_replicas(case, self._settings.settle_s)
         if foreign is None:
             return None

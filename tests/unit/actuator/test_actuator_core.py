@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from gate_cases import NOW_S, ask, built_in_rules, hold, measure, predict, propose, watch
 
+from schemas.actuation import FailureReason
 from schemas.alert import AlertKind
 from schemas.base import Contract, Quality
 from schemas.fleet import Accelerator, FleetDeclared, Model, ModelProfile, Server, ServiceClass
@@ -356,3 +357,40 @@ def test_a_move_runs_to_its_end_and_is_then_left_alone() -> None:
     fails = propose(ask(B=12), predicted_current=predict(1.5, objectives_met=False))
     seen = [{s.accelerator: s.replicas for w in loop.run(fails).writings for s in w.scales} for _ in range(3)]
     assert seen == [{"A": 2, "B": 12}, {"A": 0, "B": 12}, {}]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("Unschedulable: 0/3 nodes are available", FailureReason.UNSCHEDULABLE),
+        ('FailedCreate: pods "x" is forbidden: exceeded quota: cards', FailureReason.QUOTA),
+        ("ImagePullBackOff: Back-off pulling image", FailureReason.IMAGE),
+        ("CrashLoopBackOff: back-off 40s", FailureReason.NOT_READY),
+        (None, FailureReason.NOT_READY),
+    ],
+)
+def test_replicas_that_do_not_become_ready_are_a_failure_once_for_each_spell(
+    said: str | None, reason: FailureReason
+) -> None:
+    loop = Loop(ask(A=3))
+    loop.run(ask(A=4))
+
+    def pending(since_s: float) -> InventoryObserved:
+        seen = hold(ask(A=4), loop.now_s + CYCLE_S, A=3)
+        late = seen.variants[0].model_copy(update={"pending_since_s": since_s, "pending_reason": said})
+        return seen.model_copy(update={"variants": (late,)})
+
+    assert loop.run(ask(A=4), pending(loop.now_s)).failures == ()
+    (failure,) = loop.run(ask(A=4), pending(loop.now_s - 500)).failures
+    assert (failure.server, failure.reason, failure.target) == ("s", reason, SETTINGS.target)
+    assert (said or "no reason") in failure.message
+    assert loop.run(ask(A=4), pending(loop.now_s - 500)).failures == ()
+    assert loop.run(ask(A=4)).failures == ()
+    assert [f.reason for f in loop.run(ask(A=4), pending(loop.now_s - 500)).failures] == [reason]
+
+
+def test_what_was_never_written_is_no_failure_of_ours() -> None:
+    loop = Loop(ask(A=4))
+    seen = hold(ask(A=4), NOW_S + CYCLE_S, A=3)
+    late = seen.variants[0].model_copy(update={"pending_since_s": NOW_S - 500})
+    assert loop.run(ask(A=4), seen.model_copy(update={"variants": (late,)})).failures == ()

@@ -1,5 +1,6 @@
 """The rules about trust and moves, branch by branch, and how the gate sends a plan through its rules."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from gate_table import Row, check, table
 from schemas.base import Quality
 from schemas.decision import Verdict
 from schemas.plan import ServerStatus
+from schemas.telemetry import InventoryObserved, VariantInventory
 from services.actuator.gate import (
     Case,
     Memory,
@@ -18,7 +20,7 @@ from services.actuator.gate import (
     remember,
     resized,
 )
-from services.actuator.rules.move import Move, MoveSettings
+from services.actuator.rules.move import Move, MoveSettings, Rollback, RollbackSettings
 from services.actuator.rules.trust import (
     Freshness,
     FreshnessSettings,
@@ -322,3 +324,47 @@ def test_recommendations_and_reversals_are_forgotten_in_time() -> None:
     old, young = NOW_S - 7200, NOW_S - 7199
     memory = _memory_after(ask(A=2), ask(A=2), recommended=((old, 1), (young, 1)), reversals=(old, young))
     assert (memory.recommended, memory.reversals) == (((young, 1), (NOW_S, 2)), (young,))
+
+
+MOVING = InventoryObserved(
+    server="s",
+    model="m",
+    observed_at_s=NOW_S,
+    quality="ok",
+    variants=(
+        VariantInventory(accelerator="A", desired=4, ready=4, pending=0, max_batch=64),
+        VariantInventory(accelerator="B", desired=2, ready=0, pending=2, max_batch=64),
+    ),
+)
+
+
+@table(
+    Row("a move that may still become ready passes", ask(B=2), ask(B=2), None),
+    Row("a move that does not is taken back", ask(B=2), ask(B=2), ask(A=4), {"overdue": frozenset("B")}),
+    Row(
+        "what was lost on the accelerator that is left is no reason",
+        ask(B=2),
+        ask(B=2),
+        None,
+        {"overdue": frozenset("A")},
+    ),
+    Row(
+        "replicas of the same accelerator are no move",
+        ask(A=4),
+        ask(A=6),
+        None,
+        {"overdue": frozenset("A")},
+    ),
+)
+def test_rollback(row: Row) -> None:
+    changed = replace(row, changes={"inventory": MOVING, "held": ask(A=4, B=2)} | row.changes)
+    check(Rollback(RollbackSettings()), changed)
+
+
+def test_an_autoscaler_is_another_writer_unless_it_is_meant_to_be() -> None:
+    scaled = hold(ask(A=3)).variants[0].model_copy(update={"autoscaler": "HorizontalPodAutoscaler x"})
+    looked_at = case(ask(A=3), ask(A=4), inventory=hold(ask(A=3)).model_copy(update={"variants": (scaled,)}))
+    ruling = Ownership(OwnershipSettings()).judge(looked_at, ask(A=4))
+    assert ruling is not None and ruling.advice_only and ruling.target == ask(A=3)
+    assert "HorizontalPodAutoscaler x on A" in ruling.reason
+    assert Ownership(OwnershipSettings(autoscaled=True)).judge(looked_at, ask(A=4)) is None

@@ -101,6 +101,12 @@ def test_a_move_keeps_the_old_until_the_new_serve() -> None:
     assert scales(ask(B=4), done) == {"A": 0, "B": 4}
 
 
+def test_a_move_to_fewer_and_larger_replicas_keeps_the_share_that_is_missing() -> None:
+    assert scales(ask(B=2), hold(ask(A=8))) == {"A": 8, "B": 2}
+    assert scales(ask(B=2), hold(ask(A=8, B=2), B=1)) == {"A": 4, "B": 2}
+    assert scales(ask(B=2), hold(ask(A=8, B=2))) == {"A": 0, "B": 2}
+
+
 def test_old_replicas_that_do_not_serve_are_not_kept() -> None:
     assert scales(ask(B=4), hold(ask(A=3), A=1)) == {"A": 1, "B": 4}
 
@@ -113,3 +119,12 @@ def test_another_batch_limit_differs() -> None:
     seen = hold(ask(64, A=3))
     assert differs(surge(ask(32, A=3), seen), seen)
     assert not differs(surge(ask(32, A=0), hold(ask(64, A=0))), hold(ask(64, A=0)))
+
+
+def test_a_batch_limit_that_cannot_be_set_differs_from_none() -> None:
+    seen = hold(ask(64, A=3))
+    fixed = seen.model_copy(
+        update={"variants": (seen.variants[0].model_copy(update={"batch_settable": False}),)}
+    )
+    assert not differs(surge(ask(32, A=3), fixed), fixed)
+    assert differs(surge(ask(32, A=4), fixed), fixed)

@@ -1,0 +1,80 @@
+"""Fixtures of the tests against a real Kubernetes API server; one server for all of them."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import yaml
+from api_server import ApiServer, api_server
+from kubelet import Kubelet, node
+
+ROLES = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base" / "rbac"
+NODES = (("node-h100-a", "H100", 8), ("node-h100-b", "H100", 4), ("node-l4", "L4", 8))
+_NUMBERS = count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server with a controller manager and three nodes: 12 cards H100 and 8 cards L4."""
+    with api_server(tmp_path_factory.mktemp("kubernetes")) as server:
+        for name, kind, cards in NODES:
+            server.admin.gone(f"/api/v1/nodes/{name}")
+            made = node(name, kind, cards)
+            server.admin.create(made)
+            server.admin.patch(f"/api/v1/nodes/{name}/status", {"status": made["status"]})
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _kubelet(cluster: ApiServer) -> Iterator[Kubelet]:
+    with Kubelet(cluster.admin) as playing:
+        yield playing
+
+
+@pytest.fixture
+def kubelet(_kubelet: Kubelet) -> Iterator[Kubelet]:
+    """What schedules pods and makes them ready; what a test asks of it is forgotten after the test."""
+    yield _kubelet
+    _kubelet.forget()
+
+
+@pytest.fixture
+def namespace(cluster: ApiServer, kubelet: Kubelet) -> Iterator[str]:
+    """A namespace of the test's own; what is in it is deleted after the test, so that its cards are free again."""
+    name = f"test-{next(_NUMBERS)}"
+    cluster.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    kubelet.forget()
+    for path in ("apis/apps/v1/namespaces/{}/deployments", "apis/apps/v1/namespaces/{}/replicasets"):
+        cluster.admin.delete("/" + path.format(name))
+    cluster.admin.delete(f"/api/v1/namespaces/{name}/pods", 0)
+    cluster.admin.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="session")
+def roles(cluster: ApiServer) -> Path:
+    """The folder of the manifests that give Stoker's services their rights; they are in force."""
+    cluster.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "stoker"}})
+    for path in sorted(ROLES.glob("*.yaml")):
+        for manifest in yaml.safe_load_all(path.read_text()):
+            cluster.admin.create(manifest)
+    return ROLES
+
+
+@pytest.fixture
+def reader(cluster: ApiServer, roles: Path) -> Path:
+    """A kubeconfig of the collector's service account."""
+    return cluster.kubeconfig_file("collector", cluster.token("stoker", "stoker-collector"))
+
+
+@pytest.fixture
+def writer(cluster: ApiServer, roles: Path) -> Path:
+    """A kubeconfig of the actuator's service account."""
+    return cluster.kubeconfig_file("actuator", cluster.token("stoker", "stoker-actuator"))
+
+
+@pytest.fixture
+def admin_config(cluster: ApiServer) -> Path:
+    """A kubeconfig with all rights."""
+    return cluster.kubeconfig_file("admin")

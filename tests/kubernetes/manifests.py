@@ -1,0 +1,65 @@
+"""Manifests of inference servers as Deployments."""
+
+from typing import Any
+
+from kubelet import GPU, TYPE
+
+
+def deployment(
+    namespace: str,
+    name: str,
+    *,
+    replicas: int = 1,
+    kind: str = "H100",
+    cards: int = 1,
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+    args: tuple[str, ...] = ("--max-num-seqs=64",),
+) -> dict[str, Any]:
+    """A Deployment whose pods ask for cards of one type."""
+    resources = {"requests": {GPU: str(cards)}, "limits": {GPU: str(cards)}}
+    engine = {
+        "name": "engine",
+        "image": "registry.invalid/engine:1",
+        "args": list(args),
+        "resources": resources,
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": labels or {},
+            "annotations": annotations or {},
+        },
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {
+                    "containers": [engine],
+                    "nodeSelector": {TYPE: kind},
+                    "terminationGracePeriodSeconds": 1,
+                },
+            },
+        },
+    }
+
+
+def variant(
+    namespace: str, server: str, accelerator: str, *, replicas: int = 1, cards: int = 1, **more: Any
+) -> dict[str, Any]:
+    """A variant of a server under our own marks, its accelerator named after its type of card."""
+    annotations = {"stoker.dev/server": server, "stoker.dev/accelerator": accelerator}
+    annotations |= more.pop("annotations", {})
+    name = f"{server}-{accelerator}".lower().replace("/", "-")
+    return deployment(
+        namespace, name, replicas=replicas, kind=accelerator, cards=cards, annotations=annotations, **more
+    )
+
+
+def path_of(namespace: str, name: str) -> str:
+    return f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
