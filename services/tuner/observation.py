@@ -30,12 +30,14 @@ class Observation:
 
     rate_rps: requests offered per second; where that is unknown, requests completed.
     input_tokens, output_tokens: means of its requests.
-    ttft_s: mean time to first token; None where requests waited, which no steady state explains.
+    ttft_s: mean time to first token; None where requests waited, which no steady state explains: the queue says so,
+        or, where it is unknown, that by Little's law there were more requests than places.
     itl_s: mean inter-token latency.
     requests: how many requests both means rest on.
     saturated: whether the batch was full, so that the rate does not determine it.
     running, waiting: requests at the end of the window, None when unknown.
-    occupancy: mean requests in service by Little's law on what was completed.
+    served_rps: requests per second that passed through the engine: completed ones where it was full, else those
+        offered, of which none is missing at the edges of the window.
     """
 
     server: str
@@ -51,7 +53,7 @@ class Observation:
     saturated: bool
     running: float | None
     waiting: float | None
-    occupancy: float
+    served_rps: float
     max_batch: int
     token_budget: int
 
@@ -110,9 +112,11 @@ def _observation(
     max_batch = replica.max_batch if replica.max_batch is not None else profile.max_batch
     waiting = _waiting(telemetry, replica)
     saturated = _saturated(telemetry, replica, waiting, max_batch, settings)
-    queued = saturated or (waiting is not None and waiting >= 1.0)
-    served = completed if completed is not None else rate
-    sojourn = (ttft.mean_s if ttft is not None and not queued else 0.0) + output_tokens * itl.mean_s
+    queued = saturated or (
+        waiting >= 1.0
+        if waiting is not None
+        else ttft is not None and rate * (ttft.mean_s + output_tokens * itl.mean_s) >= max_batch
+    )
     return Observation(
         server=telemetry.server,
         replica=replica.replica,
@@ -127,7 +131,7 @@ def _observation(
         saturated=saturated,
         running=replica.running,
         waiting=waiting,
-        occupancy=min(served * sojourn, float(max_batch)),
+        served_rps=completed if saturated and completed is not None else rate,
         max_batch=max_batch,
         token_budget=profile.token_budget,
     )
@@ -158,8 +162,8 @@ def _saturated(
     max_batch: int,
     settings: ObservationSettings,
 ) -> bool:
-    if waiting is not None and waiting >= max(1.0, settings.waiting_share * max_batch):
-        return True
+    if waiting is not None:
+        return waiting >= max(1.0, settings.waiting_share * max_batch)
     offered, completed = replica.offered_rate_rps, replica.completed_rate_rps
     if offered is None or completed is None:
         return False

@@ -31,7 +31,7 @@ class TunerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    estimator: str = "map-window"
+    estimator: str = "moving-horizon"
     """Estimator plug-in; all pairs of model and accelerator use the same one."""
     estimator_settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the estimator, checked by it; empty takes its defaults."""

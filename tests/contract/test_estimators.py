@@ -6,10 +6,10 @@ import pytest
 from estimator_suite import EstimatorContract
 
 from services.tuner.estimator import Estimator
-from services.tuner.estimators.map_window import MapWindow, MapWindowSettings
+from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizonSettings
 
 
-class TestMapWindow(EstimatorContract):
+class TestMovingHorizon(EstimatorContract):
     @pytest.fixture
     def estimator(self) -> Estimator[Any]:
-        return MapWindow(MapWindowSettings())
+        return MovingHorizon(MovingHorizonSettings())
