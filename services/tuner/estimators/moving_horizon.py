@@ -14,12 +14,20 @@ from services.perfmodel.law import Array, IterationLaw
 from services.tuner.ahead import error_shares
 from services.tuner.change import Cusum
 from services.tuner.estimator import Estimate
-from services.tuner.fit import Mask, Problem, Solution, Window, first_guess, huber, minimise
+from services.tuner.fit import Problem, Solution, Window, first_guess, huber, minimise
+from services.tuner.logarithms import (
+    by_sorted_name,
+    condition_of,
+    free,
+    inverse_of,
+    log_free,
+    seed_of,
+    spread,
+)
 from services.tuner.memory import Memory, distinct_points
 from services.tuner.observation import Observation
 
 SNAPSHOT_VERSION = 1
-LARGEST_CONDITION = 1e12
 # Of a normal distribution, over its median distance from the middle.
 DEVIATIONS_PER_MEDIAN = 1.4826
 SCALES = (0.25, 3.0)
@@ -138,23 +146,15 @@ class MovingHorizon:
         """The state before anything is observed; raises ValueError for a prior that is not of the law."""
         if prior is None:
             return MovingHorizonState(law)
-        if set(prior) != set(law.parameter_names) or not any(prior.values()):
-            raise ValueError(
-                f"parameters {dict(prior)} are not of the law {law.name}: expected "
-                f"{', '.join(law.parameter_names)}, not all zero"
-            )
-        seed = tuple(float(prior[name]) for name in law.parameter_names)
-        return self._at_seed(MovingHorizonState(law), seed, Origin.DECLARED)
+        return self._at_seed(MovingHorizonState(law), seed_of(prior, law), Origin.DECLARED)
 
     def estimate(self, state: MovingHorizonState) -> Estimate | None:
         """The incumbent, None while there is none."""
         if state.values is None:
             return None
-        names = state.law.parameter_names
-        order = [names.index(name) for name in sorted(names)]
         return Estimate(
-            values=dict(zip(names, state.values, strict=True)),
-            covariance=tuple(tuple(state.covariance[i][j] for j in order) for i in order),
+            values=dict(zip(state.law.parameter_names, state.values, strict=True)),
+            covariance=by_sorted_name(state.covariance, state.law),
             health=state.health,
             evidence=FitEvidence(
                 observations=min(state.seen, 1_000_000),
@@ -238,12 +238,12 @@ class MovingHorizon:
     ) -> MovingHorizonState:
         """The state with a prior and with its centre as the incumbent."""
         state = replace(state, seed=seed, origin=origin, values=seed)
-        return replace(state, covariance=_spread(_free(seed), self._prior_covariance(state)))
+        return replace(state, covariance=spread(free(seed), self._prior_covariance(state)))
 
     def _prior_covariance(self, state: MovingHorizonState) -> Array:
         """Covariance of the logarithms of the free parameters around the seed."""
         assert state.seed is not None
-        settings, count = self._settings, int(_free(state.seed).sum())
+        settings, count = self._settings, int(free(state.seed).sum())
         if state.origin is Origin.CHANGED:
             speed = np.full((count, count), settings.changed_speed_sd**2)
             return speed + settings.changed_sd**2 * np.eye(count)
@@ -263,27 +263,27 @@ class MovingHorizon:
             request_share=settings.request_share,
             weight=np.maximum(0.5 ** (age / settings.half_life_cycles), settings.oldest_weight),
             scale=np.array(state.scale),
-            free=_free(state.seed),
-            prior=_log_free(state.seed),
-            prior_information=np.asarray(np.linalg.inv(self._prior_covariance(state)), float),
+            free=free(state.seed),
+            prior=log_free(state.seed),
+            prior_information=inverse_of(self._prior_covariance(state)),
         )
 
     def _scored(self, state: MovingHorizonState, seen: Sequence[Observation]) -> MovingHorizonState:
         """The recent figures with those of observations that the incumbent has not seen."""
         assert state.values is not None
         problem = self._problem(state, [(state.cycle, one) for one in seen])
-        theta = _log_free(state.values)
+        theta = log_free(state.values)
         residuals, slope = problem.linearise(theta)
         innovation, slope = residuals.reshape(-1, 2), slope.reshape(-1, 2, theta.size)
         covariance = np.array(state.covariance)[np.ix_(problem.free, problem.free)]
         # Standardised: in units of the noise, of which a unit matrix is left.
-        spread = slope @ covariance @ slope.transpose(0, 2, 1) + np.eye(2)
+        known = slope @ covariance @ slope.transpose(0, 2, 1) + np.eye(2)
         has = problem.window.weighted
-        pairs, spreads = innovation[has[:, 1]], spread[has[:, 1]]
-        nis = np.einsum("ni,ni->n", pairs, np.linalg.solve(spreads, pairs[..., None])[..., 0])
+        pairs, together = innovation[has[:, 1]], known[has[:, 1]]
+        nis = np.einsum("ni,ni->n", pairs, np.linalg.solve(together, pairs[..., None])[..., 0])
         # A queue that builds up is no change of the engine.
         tells = has & np.stack([np.ones(len(seen), dtype=bool), problem.calm(theta)], axis=-1)
-        standardised = innovation / np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
+        standardised = innovation / np.sqrt(np.diagonal(known, axis1=1, axis2=2))
         itl, ttft = error_shares(
             state.law, np.array(state.values), problem.window, self._settings.ttft_iterations
         )
@@ -319,7 +319,7 @@ class MovingHorizon:
         settings = self._settings
         problem = self._problem(state, state.memory.kept)
         assert state.values is not None
-        incumbent = _log_free(state.values)
+        incumbent = log_free(state.values)
         young = state.since_change <= settings.young_observations
         starts = [incumbent, problem.prior, incumbent + np.log(2.0), incumbent - np.log(2.0)]
         found = [
@@ -336,13 +336,12 @@ class MovingHorizon:
         if not usable or (new > old * (1.0 + settings.worse_share) and not guessed):
             error = _error(problem, incumbent, recent)
             return replace(state, worse=state.worse + 1, health=self._health_of_kept(state.health, error))
-        inverse = np.linalg.inv(solution.information)
         return replace(
             state,
             values=tuple(problem.parameters(solution.theta).tolist()),
-            covariance=_spread(problem.free, (inverse + inverse.T) / 2.0),
+            covariance=spread(problem.free, inverse_of(solution.information)),
             health=self._health(solution, _error(problem, solution.theta, recent)),
-            condition=_condition(solution.data_information),
+            condition=condition_of(solution.data_information),
             scale=self._scale(problem, solution.theta),
         )
 
@@ -371,37 +370,14 @@ class MovingHorizon:
         settings = self._settings
         if error > settings.suspect_error_share:
             return Health.SUSPECT
-        if _condition(solution.data_information) > settings.identified_condition:
+        if condition_of(solution.data_information) > settings.identified_condition:
             return Health.LEARNING
         largest_sd = float(np.sqrt(np.diag(np.linalg.inv(solution.data_information)).max()))
         known = largest_sd <= settings.identified_sd and error <= settings.identified_error_share
         return Health.IDENTIFIED if known else Health.LEARNING
 
 
-def _free(seed: Sequence[float]) -> Mask:
-    return np.array(seed) > 0
-
-
-def _log_free(values: Sequence[float]) -> Array:
-    return np.log([value for value in values if value > 0])
-
-
-def _spread(free: Mask, covariance: Array) -> tuple[tuple[float, ...], ...]:
-    """The covariance of all parameters: rows of zeros for those that are held at zero."""
-    full = np.zeros((free.size, free.size))
-    full[np.ix_(free, free)] = covariance
-    return tuple(tuple(row) for row in full.tolist())
-
-
 def _error(problem: Problem, theta: Array, rows: slice) -> float:
     """The median size of the log residuals of some rows."""
     residual, _ = problem.innovations(theta[None])
     return float(np.median(np.abs(residual[0, rows][problem.window.weighted[rows]])))
-
-
-def _condition(information: Array) -> float:
-    eigenvalues = np.linalg.eigvalsh(information)
-    largest, smallest = float(eigenvalues[-1]), float(eigenvalues[0])
-    if not largest > 0 or smallest <= largest / LARGEST_CONDITION:
-        return LARGEST_CONDITION
-    return largest / smallest

@@ -1,0 +1,351 @@
+"""Estimator `ekf`: an extended Kalman filter on the parameters or their logarithms.
+
+With the state x, its covariance P, the observation z of one replica and its model h, H = ∂h/∂x:
+
+    predict  P ← P + Q
+    update   S = HPHᵀ + R,  K = PHᵀS⁻¹,  x ← x + K(z − h(x)),  P ← (I−KH)P(I−KH)ᵀ + KRKᵀ
+
+By default x are the logarithms of the parameters, z those of ITL and TTFT at the batch that was observed, R the noise
+of `fit`, and Q is added once per cycle. An observation whose normalised innovation squared yᵀS⁻¹y is beyond the gate
+leaves x and P as they were; after `reset_after` cycles of nothing else P is made wide again.
+
+`compat` is the published filter (llm-inferno/model-tuner): x in milliseconds, z TTFT and ITL in milliseconds as a
+queueing model has them at the rate, P₀ = Q = (p·x₀)², R = ((e/t)²/g)·z², predict and update per replica, and no
+reset. It has the faults of it and is there to be compared with.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.parameters import FitEvidence, Health
+from services.perfmodel.law import Array, IterationLaw
+from services.perfmodel.queueing import ServerModel
+from services.perfmodel.queueing_models.birth_death import BirthDeathModel
+from services.tuner.ahead import LONGEST_S, QUEUE, error_shares
+from services.tuner.estimator import Estimate
+from services.tuner.fit import Mask, Problem, Window, first_guess, minimise
+from services.tuner.logarithms import by_sorted_name, condition_of, free, inverse_of, seed_of, spread
+from services.tuner.memory import distinct_points
+from services.tuner.observation import Observation
+
+SNAPSHOT_VERSION = 1
+# χ² of two degrees of freedom at 97.5 %.
+GATE = 7.378
+MS = 1e3
+# Of the published filter: e, t, g, p, and the TTFT and ITL that it expects.
+ERROR_LEVEL, PERCENTILE, GAMMA, PERCENT_CHANGE = 0.2, 1.96, 1.0, 0.1
+EXPECTED_MS = (1000.0, 100.0)
+# Central differences.
+STEP = 1e-4
+BOOTSTRAP_KEPT = 40
+BOOTSTRAP_STEPS = 30
+
+
+class EkfSettings(BaseModel):
+    """Settings of the extended Kalman filter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    compat: bool = False
+    """Replay the published filter, with its faults."""
+    prior_sd: float = Field(default=0.5, gt=0)
+    """Standard deviation of the logarithms around declared parameters; 0.5 is a factor of 1.6."""
+    bootstrap_sd: float = Field(default=1.5, gt=0)
+    """The same around the first guess of a pair without declared parameters."""
+    bootstrap_spread: float = Field(default=1.25, gt=1)
+    """Ratio of batch sizes or token lengths that makes two operating points distinct."""
+    process_sd: float = Field(default=0.01, ge=0)
+    """How far a logarithm may wander in one cycle."""
+    floor_share: float = Field(default=0.03, gt=0)
+    """Error of a latency that stays however many requests there are."""
+    request_share: float = Field(default=0.1, gt=0)
+    """Standard deviation of one request's latency at a given batch, as a share."""
+    gate: float = Field(default=GATE, gt=0)
+    """Normalised innovation squared beyond which an observation is left out."""
+    reset_after: int = Field(default=4, ge=1)
+    """Cycles of nothing but rejections after which the covariance is that of the prior again."""
+    clamp: float = Field(default=10.0, gt=1)
+    """Factor around what it started from that no parameter leaves."""
+    ttft_iterations: int = Field(default=0, ge=0, le=1)
+    """Decode iterations that the measured time to first token holds beyond the prefill."""
+    identified_sd: float = Field(default=0.15, gt=0)
+    """Largest standard deviation of a logarithm of an identified set."""
+    suspect_error_share: float = Field(default=0.3, gt=0)
+    """Recent error from which a set is suspect."""
+    memory: float = Field(default=0.2, gt=0, le=1)
+    """Weight of the newest cycle in the recent errors."""
+
+
+@dataclass(frozen=True)
+class EkfState:
+    """The filter between cycles.
+
+    seed, values: what it started from and the incumbent, parameters in the law's order; None until there are some.
+    covariance: of the logarithms, in the law's order.
+    waiting: observations of a pair that has no parameters yet.
+    seen, rejected: observations so far; rejected_cycles: cycles in a row in which none passed the gate.
+    """
+
+    law: IterationLaw
+    seed: tuple[float, ...] | None = None
+    declared: bool = True
+    values: tuple[float, ...] | None = None
+    covariance: tuple[tuple[float, ...], ...] = ()
+    seen: int = 0
+    rejected: int = 0
+    rejected_cycles: int = 0
+    itl_error: float | None = None
+    ttft_error: float | None = None
+    nis: float | None = None
+    waiting: tuple[Observation, ...] = ()
+
+
+class Ekf:
+    """Forgets every observation once it is used; what it knows is a mean and a covariance."""
+
+    name: ClassVar[str] = "ekf"
+    Settings: ClassVar[type[BaseModel]] = EkfSettings
+
+    def __init__(self, settings: EkfSettings) -> None:
+        self._settings = settings
+
+    def start(self, prior: Mapping[str, float] | None, law: IterationLaw) -> EkfState:
+        """The state before anything is observed; raises ValueError for a prior that is not of the law."""
+        if prior is None:
+            return EkfState(law, declared=False)
+        return self._at(EkfState(law), seed_of(prior, law))
+
+    def estimate(self, state: EkfState) -> Estimate | None:
+        """The incumbent, None while there is none."""
+        if state.values is None:
+            return None
+        learned = free(state.values)
+        known = np.array(state.covariance)[np.ix_(learned, learned)]
+        return Estimate(
+            values=dict(zip(state.law.parameter_names, state.values, strict=True)),
+            covariance=by_sorted_name(state.covariance, state.law),
+            health=self._health(state, known),
+            evidence=FitEvidence(
+                observations=min(state.seen, 1_000_000),
+                rejected=min(state.rejected, 1_000_000),
+                ttft_error_share=state.ttft_error,
+                itl_error_share=state.itl_error,
+                nis_mean=state.nis,
+                condition_number=condition_of(known),
+            ),
+        )
+
+    def update(
+        self, state: EkfState, observations: Sequence[Observation], now_s: float
+    ) -> tuple[EkfState, Estimate | None]:
+        """Learn from the replicas of one cycle, one after the other."""
+        if not observations:
+            return state, self.estimate(state)
+        state = replace(state, seen=state.seen + len(observations))
+        if state.values is None:
+            state = self._guessed(state, observations)
+            return state, self.estimate(state)
+        itl, ttft = error_shares(
+            state.law, np.array(state.values), Window.of(observations), self._settings.ttft_iterations
+        )
+        state = replace(
+            state,
+            itl_error=self._recent(state.itl_error, itl),
+            ttft_error=self._recent(state.ttft_error, ttft),
+        )
+        state = self._filtered(state, observations)
+        if state.rejected_cycles >= self._settings.reset_after and not self._settings.compat:
+            state = replace(state, covariance=self._prior_covariance(state), rejected_cycles=0)
+        return state, self.estimate(state)
+
+    def dump(self, state: EkfState) -> bytes:
+        """The state as JSON; Python writes floats so that they are read back exactly."""
+        fields = {key: value for key, value in vars(state).items() if key != "law"}
+        fields["waiting"] = [vars(seen) for seen in state.waiting]
+        law = {"name": state.law.name, "version": state.law.version}
+        return json.dumps({"version": SNAPSHOT_VERSION, "law": law, "state": fields}).encode()
+
+    def load(self, raw: bytes, law: IterationLaw) -> EkfState:
+        """The state of a snapshot; raises ValueError where it is not one of this version and law."""
+        try:
+            read: dict[str, Any] = json.loads(raw)
+            if read["version"] != SNAPSHOT_VERSION or read["law"] != {
+                "name": law.name,
+                "version": law.version,
+            }:
+                raise ValueError(f"version {read['version']} of law {read['law']}")
+            fields = read["state"]
+            fields["waiting"] = tuple(Observation(**seen) for seen in fields["waiting"])
+            fields["covariance"] = tuple(tuple(row) for row in fields["covariance"])
+            for key in ("seed", "values"):
+                fields[key] = None if fields[key] is None else tuple(fields[key])
+            return EkfState(law=law, **fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"not a {self.name} snapshot for the law {law.name}: {error}") from None
+
+    def _at(self, state: EkfState, seed: tuple[float, ...]) -> EkfState:
+        """The state with what it starts from."""
+        state = replace(state, seed=seed, values=seed, waiting=())
+        return replace(state, covariance=self._prior_covariance(state))
+
+    def _prior_covariance(self, state: EkfState) -> tuple[tuple[float, ...], ...]:
+        assert state.seed is not None
+        settings, learned = self._settings, free(state.seed)
+        deviation = PERCENT_CHANGE if settings.compat else settings.prior_sd
+        return spread(learned, deviation**2 * np.eye(int(learned.sum())))
+
+    def _guessed(self, state: EkfState, observations: Sequence[Observation]) -> EkfState:
+        """A state that fits the first observations, once they are of two distinct operating points."""
+        settings = self._settings
+        waiting = (*state.waiting, *observations)[-BOOTSTRAP_KEPT:]
+        state = replace(state, waiting=waiting)
+        if not distinct_points(waiting, settings.bootstrap_spread):
+            return state
+        window = Window.of(waiting)
+        guess = first_guess(state.law, window)
+        if guess is None:
+            return state
+        prior = np.log(guess)
+        information = np.eye(prior.size) / settings.bootstrap_sd**2
+        problem = self._problem(state.law, window, np.ones(prior.size, dtype=bool), prior, information)
+        found = minimise(problem, prior, BOOTSTRAP_STEPS)
+        if not np.isfinite(found.theta).all() or not np.isfinite(found.information).all():
+            return state
+        started = self._at(state, tuple(problem.parameters(found.theta).tolist()))
+        if settings.compat:
+            return started
+        return replace(started, covariance=spread(problem.free, inverse_of(found.information)))
+
+    def _problem(
+        self, law: IterationLaw, window: Window, learned: Mask, prior: Array, information: Array
+    ) -> Problem:
+        settings, count = self._settings, window.rate_rps.size
+        return Problem(
+            law=law,
+            window=window,
+            ttft_iterations=settings.ttft_iterations,
+            floor_share=settings.floor_share,
+            request_share=settings.request_share,
+            weight=np.ones(count),
+            scale=np.ones(2),
+            free=learned,
+            prior=prior,
+            prior_information=information,
+        )
+
+    def _filtered(self, state: EkfState, observations: Sequence[Observation]) -> EkfState:
+        """The state after predict and update with every replica of a cycle."""
+        from filterpy.kalman import ExtendedKalmanFilter
+
+        assert state.seed is not None and state.values is not None
+        settings, learned = self._settings, free(state.seed)
+        seed, values = (np.array(one)[learned] for one in (state.seed, state.values))
+        known = np.array(state.covariance)[np.ix_(learned, learned)]
+        kalman = ExtendedKalmanFilter(seed.size, 2)
+        if settings.compat:
+            kalman.x, bounds = values * MS, (seed * MS / settings.clamp, seed * MS * settings.clamp)
+            kalman.P = known * np.outer(kalman.x, kalman.x)
+            kalman.Q = np.diag((PERCENT_CHANGE * seed * MS) ** 2)
+        else:
+            kalman.x = np.log(values)
+            bounds = (np.log(seed) - np.log(settings.clamp), np.log(seed) + np.log(settings.clamp))
+            kalman.P, kalman.Q = known, settings.process_sd**2 * np.eye(seed.size)
+            kalman.predict()
+        passed, squares = 0, []
+        for seen in observations:
+            if settings.compat:
+                kalman.predict()
+            stash = kalman.x.copy(), kalman.P.copy()
+            z, noise, expected = self._view(state, learned, seen, kalman.x)
+            kalman.update(
+                z, lambda x, h=expected: _jacobian(h, x), lambda x, h=expected: h(x[None])[0], R=noise
+            )
+            square = float(kalman.y @ kalman.SI @ kalman.y)
+            usable = np.isfinite(kalman.x).all() and np.isfinite(kalman.P).all()
+            if not usable or not square <= settings.gate:
+                kalman.x, kalman.P = stash
+            else:
+                passed += 1
+                kalman.x = np.clip(kalman.x, *bounds)
+            if z.size == 2:
+                squares.append(min(square, 1e9) if np.isfinite(square) else 1e9)
+        # In compat the state is plain; what is kept is the covariance of the logarithms, to first order.
+        found = kalman.x / MS if settings.compat else np.exp(kalman.x)
+        covariance = kalman.P / np.outer(kalman.x, kalman.x) if settings.compat else kalman.P
+        everything = np.zeros(learned.size)
+        everything[learned] = found
+        return replace(
+            state,
+            values=tuple(everything.tolist()),
+            covariance=spread(learned, covariance),
+            rejected=state.rejected + len(observations) - passed,
+            rejected_cycles=0 if passed else state.rejected_cycles + 1,
+            nis=self._recent(state.nis, np.array(squares)),
+        )
+
+    def _view(
+        self, state: EkfState, learned: Mask, seen: Observation, x: Array
+    ) -> tuple[Array, Array, Callable[[Array], Array]]:
+        """An observation, its noise, and what is expected of it for states of shape (m, k)."""
+        window = Window.of([seen])
+        if not self._settings.compat:
+            problem = self._problem(state.law, window, learned, x, np.eye(x.size))
+            there = window.weighted[0]
+            _, deviation = problem.innovations(x[None])
+
+            def expected(states: Array) -> Array:
+                residual, _ = problem.innovations(states)
+                times: Array = (window.log_observed[0] - residual[:, 0])[:, there]
+                return times
+
+            return window.log_observed[0][there], np.diag(deviation[0, 0][there] ** 2), expected
+
+        def expected_ms(states: Array) -> Array:
+            everything = np.zeros((len(states), learned.size))
+            everything[:, learned] = states / MS
+            return _published(state.law, everything, window, self._settings.ttft_iterations)[:, there]
+
+        # TTFT first, as it is published; none where requests are known to have waited.
+        there = window.weighted[0, ::-1]
+        noise = (ERROR_LEVEL / PERCENTILE) ** 2 / GAMMA * np.square(EXPECTED_MS)
+        return np.exp(window.log_observed[0, ::-1][there]) * MS, np.diag(noise[there]), expected_ms
+
+    def _recent(self, before: float | None, figures: Array) -> float | None:
+        if figures.size == 0:
+            return before
+        now = min(float(figures.mean()), 1e9)
+        return now if before is None else before + self._settings.memory * (now - before)
+
+    def _health(self, state: EkfState, known: Array) -> Health:
+        settings = self._settings
+        if state.seen == 0:
+            return Health.PRIOR
+        if state.rejected_cycles > 1 or (state.itl_error or 0.0) > settings.suspect_error_share:
+            return Health.SUSPECT
+        certain = float(np.sqrt(np.diag(known).max())) <= settings.identified_sd
+        return Health.IDENTIFIED if certain else Health.LEARNING
+
+
+def _published(law: IterationLaw, parameters: Array, window: Window, ttft_iterations: int) -> Array:
+    """TTFT and ITL in milliseconds by the birth-death model at the rate of one observation, shape (m, 2)."""
+    limits = replace(window.limits, max_queue=QUEUE)
+    found = BirthDeathModel().analyze(
+        ServerModel(law, parameters, window.workload, limits), window.rate_rps, ()
+    )
+    itl = found.itl_s.mean
+    times = np.stack([found.ttft_s.mean + ttft_iterations * itl, itl], axis=-1)
+    bounded: Array = np.clip(np.nan_to_num(times, nan=LONGEST_S), 0.0, LONGEST_S) * MS
+    return bounded
+
+
+def _jacobian(expected: Callable[[Array], Array], x: Array) -> Array:
+    """Central differences of what is expected, shape (z, k)."""
+    steps = np.diag(STEP * np.maximum(np.abs(x), np.finfo(float).tiny))
+    found = expected(np.concatenate([x + steps, x - steps]))
+    slope: Array = ((found[: x.size] - found[x.size :]) / (2.0 * np.diag(steps)[:, None])).T
+    return slope
