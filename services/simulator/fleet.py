@@ -11,10 +11,20 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from services.simulator.faults import CapacityChange, Fault, MetricsDropout, ReplicaCrash, SlowReplica
+from services.simulator.faults import (
+    CapacityChange,
+    Fault,
+    MetricsDropout,
+    ReplicaCrash,
+    SlowReplica,
+    SpeedChange,
+)
 from services.simulator.plant import Plant, open_arrivals
 from services.simulator.replica import Request
 from services.simulator.server import Pod, PodState, Server, Variant
+
+# A drift is carried out in so many steps, each of them too small to see.
+DRIFT_STEPS = 100
 
 REMOVAL_ORDER = {PodState.PENDING: 0, PodState.STARTING: 1, PodState.READY: 2}
 
@@ -157,10 +167,15 @@ class Fleet:
                 self._crash(self.pod(name))
             case SlowReplica(pod=name, factor=factor):
                 pod = self.pod(name)
-                pod.engine.advance(self._time_s)
-                pod.engine.slow_down(factor)
-                if pod.state is PodState.TERMINATING:
-                    self._at(pod.engine.next_change_s, self._drain, pod)
+                pod.slow_factor = factor
+                self._slow_down(pod)
+            case SpeedChange(server=server, accelerator=accelerator, factor=factor, over_s=over_s):
+                variant = self.variant(server, accelerator)
+                steps = DRIFT_STEPS if over_s > 0.0 else 1
+                ratio = (factor / variant.slow_factor) ** (1.0 / steps)
+                for step in range(1, steps + 1):
+                    reached = variant.slow_factor * ratio**step
+                    self._at(self._time_s + over_s * step / steps, self._change_speed, (variant, reached))
 
     def pod(self, name: str) -> Pod:
         """A replica by name; raises UnknownName."""
@@ -260,6 +275,18 @@ class Fleet:
         del self.pods[pod.name]
         if pod.state is not PodState.PENDING:
             self.free[pod.variant.description.accelerator_type] += pod.variant.description.units
+
+    def _change_speed(self, subject: tuple[Variant, float]) -> None:
+        variant, factor = subject
+        variant.slow_factor = factor
+        for pod in variant.pods:
+            self._slow_down(pod)
+
+    def _slow_down(self, pod: Pod) -> None:
+        pod.engine.advance(self._time_s)
+        pod.slow_down()
+        if pod.state is PodState.TERMINATING:
+            self._at(pod.engine.next_change_s, self._drain, pod)
 
     def _crash(self, pod: Pod) -> None:
         if pod.state is PodState.PENDING:

@@ -57,10 +57,5 @@ def most_diverse(
 
 def distinct_points(observations: Sequence[Observation], spread: float) -> bool:
     """Whether two observations differ by a ratio in batch or token lengths."""
-    points = np.array(
-        [
-            (o.served_rps * o.output_tokens * o.itl_s + 1.0, o.input_tokens + 1.0, o.output_tokens)
-            for o in observations
-        ]
-    )
+    points = np.array([(o.decoding + 1.0, o.input_tokens + 1.0, o.output_tokens) for o in observations])
     return bool(np.any(points.max(axis=0) >= spread * points.min(axis=0)))

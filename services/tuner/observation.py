@@ -22,6 +22,7 @@ class Excluded(StrEnum):
     INCOMPLETE = "incomplete"
     NOT_POSITIVE = "not_positive"
     UNDECLARED = "undeclared"
+    TRANSIENT = "transient"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Observation:
     itl_s: mean inter-token latency.
     requests: how many requests both means rest on.
     saturated: whether the batch was full, so that the rate does not determine it.
-    running, waiting: requests at the end of the window, None when unknown.
+    decoding: mean requests that decode.
+    decoding_measured: whether that is the sum of all gaps over the window, which is exact; else it is from
+        Little's law on the requests, or, where the batch was full, the requests in it at the end.
     served_rps: requests per second that passed through the engine: completed ones where it was full, else those
         offered, of which none is missing at the edges of the window.
     """
@@ -51,8 +54,8 @@ class Observation:
     itl_s: float
     requests: float
     saturated: bool
-    running: float | None
-    waiting: float | None
+    decoding: float
+    decoding_measured: bool
     served_rps: float
     max_batch: int
     token_budget: int
@@ -117,6 +120,16 @@ def _observation(
         if waiting is not None
         else ttft is not None and rate * (ttft.mean_s + output_tokens * itl.mean_s) >= max_batch
     )
+    served = completed if saturated and completed is not None else rate
+    measured = _mean_decoding(telemetry, itl, requests, output_tokens)
+    if measured is not None:
+        decoding = measured
+    elif saturated and replica.running is not None:
+        decoding = replica.running
+    else:
+        decoding = served * output_tokens * itl.mean_s
+    if replica.running is not None and _moved(min(decoding, float(max_batch)), replica.running):
+        return Excluded.TRANSIENT
     return Observation(
         server=telemetry.server,
         replica=replica.replica,
@@ -129,9 +142,9 @@ def _observation(
         itl_s=itl.mean_s,
         requests=requests,
         saturated=saturated,
-        running=replica.running,
-        waiting=waiting,
-        served_rps=completed if saturated and completed is not None else rate,
+        decoding=min(decoding, float(max_batch)),
+        decoding_measured=measured is not None,
+        served_rps=served,
         max_batch=max_batch,
         token_budget=profile.token_budget,
     )
@@ -147,6 +160,21 @@ def _requests(
     if completed is not None:
         counts.append(completed * (telemetry.window_end_s - telemetry.window_start_s))
     return min(counts)
+
+
+def _mean_decoding(
+    telemetry: TelemetryObserved, itl: Latency, requests: float, output_tokens: float
+) -> float | None:
+    """The sum of the gaps over the window, where they are counted by token and not by request."""
+    if output_tokens < 2.0 or itl.count < 0.5 * requests * (output_tokens - 1.0):
+        return None
+    return itl.count * itl.mean_s / (telemetry.window_end_s - telemetry.window_start_s)
+
+
+def _moved(mean: float, at_the_end: float) -> bool:
+    """Whether a window ended at another load than it had: beyond three deviations of a Poisson count, and twofold."""
+    low, high = sorted((mean, at_the_end))
+    return high - low > 3.0 * math.sqrt(max(mean, 1.0)) and high + 1.0 > 2.0 * (low + 1.0)
 
 
 def _waiting(telemetry: TelemetryObserved, replica: ReplicaTelemetry) -> float | None:

@@ -233,6 +233,7 @@ class Ekf:
             request_share=settings.request_share,
             weight=np.ones(count),
             scale=np.ones(2),
+            settled=False,
             free=learned,
             prior=prior,
             prior_information=information,

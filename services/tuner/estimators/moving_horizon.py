@@ -14,7 +14,7 @@ from services.perfmodel.law import Array, IterationLaw
 from services.tuner.ahead import error_shares
 from services.tuner.change import Cusum
 from services.tuner.estimator import Estimate
-from services.tuner.fit import Problem, Solution, Window, first_guess, huber, minimise
+from services.tuner.fit import Problem, Solution, Window, first_guess, minimise
 from services.tuner.logarithms import (
     by_sorted_name,
     condition_of,
@@ -30,7 +30,7 @@ from services.tuner.observation import Observation
 SNAPSHOT_VERSION = 1
 # Of a normal distribution, over its median distance from the middle.
 DEVIATIONS_PER_MEDIAN = 1.4826
-SCALES = (0.25, 3.0)
+SCALES = (0.1, 3.0)
 
 
 class MovingHorizonSettings(BaseModel):
@@ -61,7 +61,7 @@ class MovingHorizonSettings(BaseModel):
     """Error of the law itself, as a share of a latency; it stays however many requests there are."""
     request_share: float = Field(default=0.1, gt=0)
     """Standard deviation of one request's latency at a given batch, as a share."""
-    scale_observations: float = Field(default=10.0, gt=0)
+    scale_observations: float = Field(default=3.0, gt=0)
     """Observations that these two are worth against the noise that is seen."""
     steps: int = Field(default=5, ge=1, le=50)
     """Gauss–Newton steps of an update; it starts at the incumbent, so few are enough."""
@@ -263,6 +263,7 @@ class MovingHorizon:
             request_share=settings.request_share,
             weight=np.maximum(0.5 ** (age / settings.half_life_cycles), settings.oldest_weight),
             scale=np.array(state.scale),
+            settled=state.since_change > settings.young_observations,
             free=free(state.seed),
             prior=log_free(state.seed),
             prior_information=inverse_of(self._prior_covariance(state)),
@@ -329,7 +330,7 @@ class MovingHorizon:
         solution = min(found, key=lambda one: one.loss if np.isfinite(one.loss) else np.inf)
         recent = slice(-len(state.memory.newest), None)
         both = problem.residuals(np.stack([incumbent, solution.theta]))[:, recent]
-        old, new = huber(both).sum(axis=(1, 2)).tolist()
+        old, new = problem.robust(both).sum(axis=(1, 2)).tolist()
         # A first guess is no incumbent worth defending; declared parameters are.
         guessed = state.health is Health.PRIOR and state.origin is Origin.GUESSED
         usable = np.isfinite(solution.theta).all() and np.isfinite(solution.information).all()

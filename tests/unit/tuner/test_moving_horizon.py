@@ -89,7 +89,7 @@ def test_latencies_that_the_law_cannot_explain_make_the_set_suspect() -> None:
 
 
 def test_a_full_batch_teaches_through_the_inter_token_latency_at_that_batch() -> None:
-    full = replace(observed("r", 0, 50.0, 1000, 300, 0.02, None), saturated=True, running=48.0)
+    full = replace(observed("r", 0, 50.0, 1000, 300, 0.02, None), saturated=True, decoding=48.0)
     truth = np.array([[TRUTH[name] for name in LAW.parameter_names]])
     window = Window.of([full])
     expected = LAW.inter_token_time(truth[0], 48.0, window.workload, 8192)
@@ -102,7 +102,7 @@ def test_the_noise_falls_with_requests_and_waiting_leaves_the_first_token_in_dou
     None
 ):
     base = observed("a", 0, 1.0, 1000, 300, 0.012, 0.05)
-    fuller = replace(base, served_rps=10.0, itl_s=0.013)
+    fuller = replace(base, served_rps=10.0, decoding=39.0)
     window = Window.of([replace(base, requests=4.0), replace(base, requests=400.0), fuller])
     truth = np.array([[TRUTH[name] for name in LAW.parameter_names]])
     found = predict(LAW, truth, window, 0)
@@ -145,9 +145,9 @@ def test_the_newest_cycle_is_kept_whole_however_many_replicas_it_has() -> None:
 
 def test_operating_points_are_distinct_by_batch_or_by_tokens() -> None:
     base = observed("r", 0, 1.0, 1000, 100, 0.01, 0.05)
-    assert not distinct_points([base, replace(base, served_rps=1.05)], 1.25)
+    assert not distinct_points([base, replace(base, decoding=base.decoding * 1.05)], 1.25)
     assert distinct_points([base, replace(base, input_tokens=2000)], 1.25)
-    assert distinct_points([base, replace(base, served_rps=3.0)], 1.25)
+    assert distinct_points([base, replace(base, decoding=base.decoding * 3.0)], 1.25)
 
 
 def test_a_decode_iteration_within_the_time_to_first_token_is_taken_off_when_told() -> None:

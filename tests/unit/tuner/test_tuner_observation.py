@@ -127,6 +127,17 @@ def test_a_saturated_replica_is_kept_without_its_time_to_first_token(overload: d
     assert seen.itl_s == 0.012
 
 
+def test_gaps_counted_by_token_measure_the_batch_whatever_the_count_of_requests() -> None:
+    seen = the_one(window(replica(offered_rate_rps=0.5)))
+    assert (seen.decoding, seen.decoding_measured) == (pytest.approx(12_000 * 0.012 / 60), True)
+    by_request = the_one(window(replica(itl=Latency(count=60, mean_s=0.012))))
+    assert (by_request.decoding, by_request.decoding_measured) == (pytest.approx(200 * 0.012), False)
+
+
+def test_a_window_that_ends_at_another_load_than_it_had_is_left_out() -> None:
+    assert why_not(window(replica(running=40))) == {Excluded.TRANSIENT: 1}
+
+
 def test_one_waiting_request_hides_the_time_to_first_token_and_is_no_saturation() -> None:
     seen = the_one(window(replica(waiting=1)))
     assert (seen.ttft_s, seen.saturated) == (None, False)
