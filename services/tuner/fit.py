@@ -227,12 +227,14 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A minimum: logarithms, shape (k,), what the data and what data and prior know of them, shape (k, k)."""
+    """A minimum: logarithms, shape (k,); what the data and what data and prior know of them, and their covariance,
+    each of shape (k, k)."""
 
     theta: Array
     loss: float
     data_information: Array
     information: Array
+    covariance: Array
 
 
 def huber(residuals: Array) -> Array:
@@ -270,8 +272,13 @@ def minimise(problem: Problem, start: Array, most_steps: int) -> Solution:
             damping *= 10.0
         if float(np.abs(step).max()) < CONVERGED:
             break
-    data = (slope * _weights(problem, residuals)[:, None]).T @ slope
-    return Solution(theta, loss, data, data + problem.prior_information)
+    weight = _weights(problem, residuals)
+    data = (slope * weight[:, None]).T @ slope
+    information = data + problem.prior_information
+    # An observation that counts half is not one of twice the variance: the estimate is better than its weights say.
+    scatter = (slope * weight[:, None] ** 2).T @ slope + problem.prior_information
+    inverse = np.linalg.pinv(information) if np.isfinite(information).all() else information
+    return Solution(theta, loss, data, information, inverse @ scatter @ inverse)
 
 
 def _weights(problem: Problem, residuals: Array) -> Array:

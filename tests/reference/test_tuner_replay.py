@@ -14,6 +14,7 @@ import pytest
 from services.perfmodel.law import Array
 from services.perfmodel.laws.three_parameter import ThreeParameterLaw
 from services.perfmodel.laws.three_parameter_early import EarlyThreeParameterLaw
+from services.tuner.estimators.ekf import Ekf, EkfSettings
 from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizonSettings
 from services.tuner.fit import Window, predict
 from services.tuner.observation import observations
@@ -92,6 +93,22 @@ def test_one_step_ahead_the_published_runs_are_predicted_to_their_noise(
     # The noise of two per cent, and cycles at the knee beside it.
     assert np.median(itl) < 0.03
     assert np.median(ttft) < 0.05
+
+
+def test_the_published_filter_loses_a_run_that_the_default_does_not(reference_data: Path) -> None:
+    """F4, F5: cycles at the knee drive α of granite in run 11 off, here as in the published logs, to 96 % there."""
+    updates = replay(
+        recordings(reference_data)["run11", "qa-granite"],
+        Ekf(EkfSettings(compat=True, ttft_iterations=1)),
+        LAW,
+        TRUTH["qa-granite"],
+        ObservationSettings(),
+        1,
+    )
+    published = errors(list(updates), "qa-granite")
+    found = errors(replayed(reference_data, "run11", "qa-granite", (1.0, 1.0, 1.0)), "qa-granite")
+    assert published[:, 0].max() > 0.25
+    assert found[:, 0].max() < 0.05
 
 
 @pytest.mark.parametrize(("run", "server"), RUNS)

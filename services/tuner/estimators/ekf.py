@@ -42,6 +42,7 @@ ERROR_LEVEL, PERCENTILE, GAMMA, PERCENT_CHANGE = 0.2, 1.96, 1.0, 0.1
 EXPECTED_MS = (1000.0, 100.0)
 # Central differences.
 STEP = 1e-4
+MOST_RESETS = 4
 BOOTSTRAP_KEPT = 40
 BOOTSTRAP_STEPS = 30
 
@@ -68,7 +69,7 @@ class EkfSettings(BaseModel):
     gate: float = Field(default=GATE, gt=0)
     """Normalised innovation squared beyond which an observation is left out."""
     reset_after: int = Field(default=4, ge=1)
-    """Cycles of nothing but rejections after which the covariance is that of the prior again."""
+    """Cycles of nothing but rejections after which the covariance is that of the prior again, then twice as wide."""
     clamp: float = Field(default=10.0, gt=1)
     """Factor around what it started from that no parameter leaves."""
     ttft_iterations: int = Field(default=0, ge=0, le=1)
@@ -88,7 +89,8 @@ class EkfState:
     seed, values: what it started from and the incumbent, parameters in the law's order; None until there are some.
     covariance: of the logarithms, in the law's order.
     waiting: observations of a pair that has no parameters yet.
-    seen, rejected: observations so far; rejected_cycles: cycles in a row in which none passed the gate.
+    seen, rejected: observations so far; rejected_cycles: cycles in a row in which none passed the gate; resets: how
+        often the covariance was made wide again since one did.
     """
 
     law: IterationLaw
@@ -99,6 +101,7 @@ class EkfState:
     seen: int = 0
     rejected: int = 0
     rejected_cycles: int = 0
+    resets: int = 0
     itl_error: float | None = None
     ttft_error: float | None = None
     nis: float | None = None
@@ -160,7 +163,8 @@ class Ekf:
         )
         state = self._filtered(state, observations)
         if state.rejected_cycles >= self._settings.reset_after and not self._settings.compat:
-            state = replace(state, covariance=self._prior_covariance(state), rejected_cycles=0)
+            state = replace(state, rejected_cycles=0, resets=min(state.resets + 1, MOST_RESETS))
+            state = replace(state, covariance=self._prior_covariance(state))
         return state, self.estimate(state)
 
     def dump(self, state: EkfState) -> bytes:
@@ -196,7 +200,7 @@ class Ekf:
     def _prior_covariance(self, state: EkfState) -> tuple[tuple[float, ...], ...]:
         assert state.seed is not None
         settings, learned = self._settings, free(state.seed)
-        deviation = PERCENT_CHANGE if settings.compat else settings.prior_sd
+        deviation = PERCENT_CHANGE if settings.compat else settings.prior_sd * 2.0**state.resets
         return spread(learned, deviation**2 * np.eye(int(learned.sum())))
 
     def _guessed(self, state: EkfState, observations: Sequence[Observation]) -> EkfState:
@@ -286,6 +290,7 @@ class Ekf:
             covariance=spread(learned, covariance),
             rejected=state.rejected + len(observations) - passed,
             rejected_cycles=0 if passed else state.rejected_cycles + 1,
+            resets=0 if passed else state.resets,
             nis=self._recent(state.nis, np.array(squares)),
         )
 

@@ -333,14 +333,14 @@ class MovingHorizon:
         old, new = problem.robust(both).sum(axis=(1, 2)).tolist()
         # A first guess is no incumbent worth defending; declared parameters are.
         guessed = state.health is Health.PRIOR and state.origin is Origin.GUESSED
-        usable = np.isfinite(solution.theta).all() and np.isfinite(solution.information).all()
+        usable = np.isfinite(solution.theta).all() and np.isfinite(solution.covariance).all()
         if not usable or (new > old * (1.0 + settings.worse_share) and not guessed):
             error = _error(problem, incumbent, recent)
             return replace(state, worse=state.worse + 1, health=self._health_of_kept(state.health, error))
         return replace(
             state,
             values=tuple(problem.parameters(solution.theta).tolist()),
-            covariance=spread(problem.free, inverse_of(solution.information)),
+            covariance=spread(problem.free, solution.covariance),
             health=self._health(solution, _error(problem, solution.theta, recent)),
             condition=condition_of(solution.data_information),
             scale=self._scale(problem, solution.theta),

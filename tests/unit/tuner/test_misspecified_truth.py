@@ -4,8 +4,9 @@ The engine is token by token, the tuner has windows of a minute, a wrong prior a
 never make a server infeasible that is feasible, and predictions must be right again within ten cycles of a change.
 """
 
+import random
 import sys
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizo
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
 
-from estimator_suite import LAW, START_S, cycles_of
+from estimator_suite import LAW, START_S, synthetic_cycle
 from estimator_suite import TRUTH as SYNTHETIC_TRUTH
 
 # Up and down between a light and a busy load of three replicas; a cycle is a minute.
@@ -98,9 +99,9 @@ def test_a_step_of_the_hardware_speed_is_found_and_learned_within_ten_cycles(fac
 def test_a_slow_drift_is_followed() -> None:
     simulated = fleet([(600.0 * k, 3.0 if k % 2 == 0 else 11.0) for k in range(20)])
     simulated.inject(speed_change(1.5, over_s=2700.0))
-    loop = Loop(simulated).run(50)
+    loop = Loop(simulated).run(66)
     assert never_infeasible(loop)
-    # The drift is nearly one per cent per cycle.
+    # The drift is nearly one per cent per cycle, for 45 cycles; its end is learned in the 20 after it.
     itl, ttft = ahead(loop, slice(16, None))
     assert itl < 0.10 and ttft < 0.10
     assert loop.published[-1] is not None
@@ -128,7 +129,7 @@ def test_bursts_to_overload_teach_nothing_wrong() -> None:
 
 
 def test_flat_load_for_hours_moves_nothing_and_forgets_nothing() -> None:
-    loop = Loop(fleet([*BUSY[:4], (2000.0, 6.0)])).run(120)
+    loop = Loop(fleet([*BUSY[:4], (2000.0, 6.0)])).run(90)
     assert never_infeasible(loop)
     after = [p.values for p in loop.published[40:] if p is not None]
     for name, true in TRUTH.items():
@@ -148,14 +149,23 @@ def test_replicas_that_come_and_go_do_not_disturb_it() -> None:
 
 
 def test_the_covariance_is_consistent_where_the_model_is_right() -> None:
-    """The mean NIS of two figures is two; 150 windows put it within 1.68 … 2.32 in 95 of 100 cases."""
+    """The mean NIS of two figures is two; of 150 windows it is within 1.68 … 2.32 in 95 of 100 cases."""
     means = []
     for seed in (31, 32, 33):
         estimator = MovingHorizon(MovingHorizonSettings(memory=1.0))
-        state, squares = estimator.start(SYNTHETIC_TRUTH, LAW), []
-        for cycle, seen in enumerate(cycles_of(seed, 70)):
+        state, squares, chance = estimator.start(SYNTHETIC_TRUTH, LAW), [], random.Random(seed)
+        for cycle in range(70):
+            # The batch is measured, and each latency has noise of its own.
+            seen = [
+                replace(
+                    one,
+                    decoding_measured=True,
+                    itl_s=one.itl_s * chance.lognormvariate(0, 0.02),
+                    ttft_s=(one.ttft_s or 0.0) * chance.lognormvariate(0, 0.02),
+                )
+                for one in synthetic_cycle(chance, cycle, noise=0.0)
+            ]
             state, _ = estimator.update(state, seen, START_S + cycle)
             squares.append(state.nis)
         means.append(float(np.mean([square for square in squares[20:] if square is not None])))
-    assert all(low < high for low, high in pairwise(sorted(means)))
     assert 1.68 < float(np.median(means)) < 2.32, means
