@@ -42,9 +42,7 @@ class Pod:
     def new_engine(self) -> Engine:
         """An engine as it starts: what made this one replica slow is over, what slows its kind down is not."""
         self.slow_factor = 1.0
-        engine = Engine(self.variant.parameters, self.variant.max_batch)
-        engine.slow_down(self.variant.slow_factor)
-        return engine
+        return self.variant.new_engine()
 
     def slow_down(self) -> None:
         """Let the engine run at the present speed of its kind and of its own."""
@@ -80,6 +78,12 @@ class Variant:
         self._created = 0
         # Of its own, so that what one variant does leaves the cold starts of the others as they were.
         self._rng = Random(seed)
+
+    def new_engine(self) -> Engine:
+        """An idle engine of this kind, at its present speed."""
+        engine = Engine(self.parameters, self.max_batch)
+        engine.slow_down(self.slow_factor)
+        return engine
 
     def next_name(self) -> str:
         self._created += 1
