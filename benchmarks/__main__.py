@@ -16,6 +16,7 @@ NAMES = (
     "optimizer",
     "control_cycle",
     "throughput",
+    "tuner",
 )
 
 

@@ -7,9 +7,9 @@ the robust loss ρ, Huber's or Cauchy's, by iterated weights.
 Predictions are at the batch X that was observed, and not at the batch that a queueing model derives from the rate:
 near the knee that one is off by many times the error of the law. Where X is not measured but is from Little's law,
 λ·(time in service), what is left of the knee is noise. With s = ∂ln(time)/∂ln X, e the error of a latency and u that
-of X, in which e is contained,
+of X, in which e is contained, and the error of the law itself,
 
-    var r = (1−s)²·var e + s²·var u,    var e = floor² + share²/n,    var u = min(1, X/n)/n,
+    var r = law² + (1−s)²·var e + s²·var u,    var e = floor² + share²/n,    var u = min(1, X/n)/n,
 
 of n requests: a window that is long against a stay knows its mean batch, a short one has a Poisson count. As σ moves
 with θ, this is the regression with errors in both variables (Deming's), which noise in X does not bias. The TTFT has
@@ -29,8 +29,9 @@ from services.tuner.observation import Observation
 HUBER, CAUCHY = 1.345, 2.385
 DIFFERENCE = 1e-5
 LONGEST_STEP = 1.0
-CONVERGED = 1e-4
-LEAST_LATENCY_SHARE = 0.1
+CONVERGED = 5e-4
+# What the law itself is off by, which no relation between the figures makes smaller.
+LAW_SHARE = 0.006
 # Share of the batch in use at which requests wait as long as they prefill, and how steeply it comes to that. In the
 # published runs it is a few hundredths at 0.3, a quarter at 0.45, all of it at 0.55; no queueing model gets it right.
 WAITING_AT, WAITING_POWER = 0.5, 6.0
@@ -122,35 +123,37 @@ def predict(law: IterationLaw, parameters: Array, window: Window, ttft_iteration
     busy = np.clip(window.decoding + prefilling, 0.0, places)
     # An arrival joins the batch that it finds, unless that is full already.
     batch = np.where(window.full, np.maximum(busy, 1.0), np.minimum(busy + 1.0, places))
-    itl, steeper = (law.inter_token_time(wide, b, load, budget) for b in (batch, batch + 1.0))
-    itl_slope = steeper - itl
-    prefill, steeper = (law.prefill_time(wide, b, load, budget) for b in (batch, batch + 1.0))
-    iteration, longer = (law.iteration_time(wide, b, load, budget) for b in (batch, batch + 1.0))
-    slope = longer - iteration
+    # At the batch and at one request more, which tells the slope.
+    question = (wide, np.stack([batch, batch + 1.0]), load, budget)
+    itl, itl_slope = _with_slope(law.inter_token_time(*question))
+    prefill, prefill_slope = _with_slope(law.prefill_time(*question))
+    iteration, slope = _with_slope(law.iteration_time(*question))
     progress = -np.expm1(-busy) * (iteration - slope * batch) + slope * busy
-    residual = law.residual_share(wide) * progress
-    ttft = law.overhead_time(wide, load) + prefill + residual + ttft_iterations * itl
-    ttft_slope = steeper - prefill + law.residual_share(wide) * slope + ttft_iterations * itl_slope
+    share = law.residual_share(wide)
+    ttft = law.overhead_time(wide, load) + prefill + share * progress + ttft_iterations * itl
+    ttft_slope = prefill_slope + share * slope + ttft_iterations * itl_slope
     tiny = np.finfo(float).tiny
     times = np.maximum(np.stack([itl, ttft], axis=-1), tiny)
     slopes = np.stack([itl_slope, ttft_slope], axis=-1)
     return Prediction(np.log(times), np.clip(slopes * busy[..., None] / times, 0.0, 1.0), busy)
 
 
+def _with_slope(times: Array) -> tuple[Array, Array]:
+    return times[0], times[1] - times[0]
+
+
 def noise(window: Window, found: Prediction, floor_share: float, request_share: float) -> Array:
     """Standard deviation of the log residuals, shape (m, n, 2); the equation is in this module's docstring.
 
-    floor_share: what remains of a latency's error however many requests there are; errors of the law itself.
+    floor_share: what remains of a latency's error however many requests there are.
     request_share: standard deviation of one request's latency.
     """
     latency = (floor_share**2 + request_share**2 / window.requests)[:, None]
     poisson = np.minimum(1.0, found.batch / window.requests) / window.requests
     count = np.where(window.measured, 0.0, poisson)[..., None]
     share = found.sensitivity
-    # Never nothing: at s = 1 any batch would explain any latency.
-    by_little = np.maximum(1.0 - share, LEAST_LATENCY_SHARE)
-    own = np.where(window.measured[:, None], 1.0, by_little)
-    deviation: Array = np.sqrt(own**2 * latency + share**2 * count)
+    own = np.where(window.measured[:, None], 1.0, 1.0 - share)
+    deviation: Array = np.sqrt(LAW_SHARE**2 + own**2 * latency + share**2 * count)
     return deviation
 
 

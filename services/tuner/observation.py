@@ -37,7 +37,7 @@ class Observation:
     requests: how many requests both means rest on.
     saturated: whether the batch was full, so that the rate does not determine it.
     decoding: mean requests that decode.
-    decoding_measured: whether that is the sum of all gaps over the window, which is exact; else it is from
+    decoding_measured: whether that is exact, the sum of all gaps over the window or the batch limit; else it is from
         Little's law on the requests, or, where the batch was full, the requests in it at the end.
     served_rps: requests per second that passed through the engine: completed ones where it was full, else those
         offered, of which none is missing at the edges of the window.
@@ -143,7 +143,7 @@ def _observation(
         requests=requests,
         saturated=saturated,
         decoding=min(decoding, float(max_batch)),
-        decoding_measured=measured is not None,
+        decoding_measured=measured is not None or decoding >= max_batch,
         served_rps=served,
         max_batch=max_batch,
         token_budget=profile.token_budget,

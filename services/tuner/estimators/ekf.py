@@ -15,7 +15,7 @@ reset. It has the faults of it and is there to be compared with.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -262,14 +262,14 @@ class Ekf:
             kalman.P, kalman.Q = known, settings.process_sd**2 * np.eye(seed.size)
             kalman.predict()
         passed, squares = 0, []
-        for seen in observations:
+        views = [] if settings.compat else self._views(state, learned, observations, kalman.x)
+        for row, seen in enumerate(observations):
             if settings.compat:
                 kalman.predict()
+                views = [*views, *self._published_views(state, learned, seen, kalman.x)]
+            view = views[row]
             stash = kalman.x.copy(), kalman.P.copy()
-            z, noise, expected = self._view(state, learned, seen, kalman.x)
-            kalman.update(
-                z, lambda x, h=expected: _jacobian(h, x), lambda x, h=expected: h(x[None])[0], R=noise
-            )
+            kalman.update(view.z, view.jacobian, view.expected, R=view.noise)
             square = float(kalman.y @ kalman.SI @ kalman.y)
             usable = np.isfinite(kalman.x).all() and np.isfinite(kalman.P).all()
             if not usable or not square <= settings.gate:
@@ -277,7 +277,7 @@ class Ekf:
             else:
                 passed += 1
                 kalman.x = np.clip(kalman.x, *bounds)
-            if z.size == 2:
+            if view.z.size == 2:
                 squares.append(min(square, 1e9) if np.isfinite(square) else 1e9)
         # In compat the state is plain; what is kept is the covariance of the logarithms, to first order.
         found = kalman.x / MS if settings.compat else np.exp(kalman.x)
@@ -294,32 +294,38 @@ class Ekf:
             nis=self._recent(state.nis, np.array(squares)),
         )
 
-    def _view(
-        self, state: EkfState, learned: Mask, seen: Observation, x: Array
-    ) -> tuple[Array, Array, Callable[[Array], Array]]:
-        """An observation, its noise, and what is expected of it for states of shape (m, k)."""
-        window = Window.of([seen])
-        if not self._settings.compat:
-            problem = self._problem(state.law, window, learned, x, np.eye(x.size))
-            there = window.weighted[0]
-            _, deviation = problem.innovations(x[None])
+    def _views(
+        self, state: EkfState, learned: Mask, observations: Sequence[Observation], x: Array
+    ) -> list["View"]:
+        """All observations of a cycle, at the state before any of them."""
+        window = Window.of(observations)
+        problem = self._problem(state.law, window, learned, x, np.eye(x.size))
+        steps = _steps(x)
+        residual, deviation = problem.innovations(np.concatenate([x[None], x + steps, x - steps]))
+        times = window.log_observed - residual
+        return [
+            View.of(
+                window.log_observed[row][there],
+                deviation[0, row][there] ** 2,
+                x,
+                times[:, row][:, there],
+                steps,
+            )
+            for row, there in enumerate(window.weighted)
+        ]
 
-            def expected(states: Array) -> Array:
-                residual, _ = problem.innovations(states)
-                times: Array = (window.log_observed[0] - residual[:, 0])[:, there]
-                return times
-
-            return window.log_observed[0][there], np.diag(deviation[0, 0][there] ** 2), expected
-
-        def expected_ms(states: Array) -> Array:
-            everything = np.zeros((len(states), learned.size))
-            everything[:, learned] = states / MS
-            return _published(state.law, everything, window, self._settings.ttft_iterations)[:, there]
-
-        # TTFT first, as it is published; none where requests are known to have waited.
+    def _published_views(self, state: EkfState, learned: Mask, seen: Observation, x: Array) -> list["View"]:
+        """One observation as the published filter has it: TTFT first, none where requests surely waited."""
+        window, steps = Window.of([seen]), _steps(x)
+        states = np.concatenate([x[None], x + steps, x - steps])
+        everything = np.zeros((len(states), learned.size))
+        everything[:, learned] = states / MS
+        times = _published(state.law, everything, window, self._settings.ttft_iterations)
         there = window.weighted[0, ::-1]
         noise = (ERROR_LEVEL / PERCENTILE) ** 2 / GAMMA * np.square(EXPECTED_MS)
-        return np.exp(window.log_observed[0, ::-1][there]) * MS, np.diag(noise[there]), expected_ms
+        return [
+            View.of(np.exp(window.log_observed[0, ::-1][there]) * MS, noise[there], x, times[:, there], steps)
+        ]
 
     def _recent(self, before: float | None, figures: Array) -> float | None:
         if figures.size == 0:
@@ -349,9 +355,34 @@ def _published(law: IterationLaw, parameters: Array, window: Window, ttft_iterat
     return bounded
 
 
-def _jacobian(expected: Callable[[Array], Array], x: Array) -> Array:
-    """Central differences of what is expected, shape (z, k)."""
-    steps = np.diag(STEP * np.maximum(np.abs(x), np.finfo(float).tiny))
-    found = expected(np.concatenate([x + steps, x - steps]))
-    slope: Array = ((found[: x.size] - found[x.size :]) / (2.0 * np.diag(steps)[:, None])).T
-    return slope
+@dataclass(frozen=True, eq=False)
+class View:
+    """One observation, shape (z,), with its noise, shape (z, z), and what is expected of it near a state.
+
+    at: the state, shape (k,); there: what is expected at it; slope: its derivative, shape (z, k).
+    """
+
+    z: Array
+    noise: Array
+    at: Array
+    there: Array
+    slope: Array
+
+    @classmethod
+    def of(cls, z: Array, variance: Array, at: Array, times: Array, steps: Array) -> "View":
+        """From what is expected at a state and at steps up and down from it, shape (1 + 2k, z)."""
+        up, down = times[1 : at.size + 1], times[at.size + 1 :]
+        return cls(z, np.diag(variance), at, times[0], ((up - down) / (2.0 * np.diag(steps)[:, None])).T)
+
+    def jacobian(self, x: Array) -> Array:
+        """The same wherever the filter has moved to since."""
+        return self.slope
+
+    def expected(self, x: Array) -> Array:
+        """To first order."""
+        near: Array = self.there + self.slope @ (x - self.at)
+        return near
+
+
+def _steps(x: Array) -> Array:
+    return np.diag(STEP * np.maximum(np.abs(x), np.finfo(float).tiny))

@@ -14,7 +14,7 @@ from services.perfmodel.law import Array, IterationLaw
 from services.tuner.ahead import error_shares
 from services.tuner.change import Cusum
 from services.tuner.estimator import Estimate
-from services.tuner.fit import Problem, Solution, Window, first_guess, minimise
+from services.tuner.fit import Mask, Problem, Solution, Window, first_guess, minimise
 from services.tuner.logarithms import (
     by_sorted_name,
     condition_of,
@@ -58,7 +58,7 @@ class MovingHorizonSettings(BaseModel):
     changed_sd: float = Field(default=0.2, gt=0)
     """After a change, that of each parameter beside it: a slower card is slower at everything."""
     floor_share: float = Field(default=0.03, gt=0)
-    """Error of the law itself, as a share of a latency; it stays however many requests there are."""
+    """Error of a measured latency, as a share, that stays however many requests there are."""
     request_share: float = Field(default=0.1, gt=0)
     """Standard deviation of one request's latency at a given batch, as a share."""
     scale_observations: float = Field(default=3.0, gt=0)
@@ -329,34 +329,34 @@ class MovingHorizon:
         ]
         solution = min(found, key=lambda one: one.loss if np.isfinite(one.loss) else np.inf)
         recent = slice(-len(state.memory.newest), None)
-        both = problem.residuals(np.stack([incumbent, solution.theta]))[:, recent]
-        old, new = problem.robust(both).sum(axis=(1, 2)).tolist()
+        residual, deviation = problem.innovations(np.stack([incumbent, solution.theta]))
+        standardised = residual / deviation
+        old, new = problem.robust(standardised[:, recent]).sum(axis=(1, 2)).tolist()
+        old_error, new_error = (_error(one[recent], problem.window.weighted[recent]) for one in residual)
         # A first guess is no incumbent worth defending; declared parameters are.
         guessed = state.health is Health.PRIOR and state.origin is Origin.GUESSED
         usable = np.isfinite(solution.theta).all() and np.isfinite(solution.covariance).all()
         if not usable or (new > old * (1.0 + settings.worse_share) and not guessed):
-            error = _error(problem, incumbent, recent)
-            return replace(state, worse=state.worse + 1, health=self._health_of_kept(state.health, error))
+            return replace(state, worse=state.worse + 1, health=self._health_of_kept(state.health, old_error))
         return replace(
             state,
             values=tuple(problem.parameters(solution.theta).tolist()),
             covariance=spread(problem.free, solution.covariance),
-            health=self._health(solution, _error(problem, solution.theta, recent)),
+            health=self._health(solution, new_error),
             condition=condition_of(solution.data_information),
-            scale=self._scale(problem, solution.theta),
+            scale=self._scale(problem, standardised[1] * problem.scale),
         )
 
-    def _scale(self, problem: Problem, theta: Array) -> tuple[float, float]:
+    def _scale(self, problem: Problem, residuals: Array) -> tuple[float, float]:
         """The noise that is seen over that of the settings, for ITL and TTFT, which the settings pull to one."""
-        residuals = problem.residuals(theta[None])[0] * problem.scale
-        scales = []
+        count, scales = problem.prior.size, []
         for figure in (0, 1):
             seen = np.abs(residuals[problem.window.weighted[:, figure], figure])
             square = 1.0
-            if seen.size > theta.size:
+            if seen.size > count:
                 # Half of the parameters are spent on either figure.
-                free = seen.size / (seen.size - theta.size / 2.0)
-                square = free * (DEVIATIONS_PER_MEDIAN * float(np.median(seen))) ** 2
+                free_share = seen.size / (seen.size - count / 2.0)
+                square = free_share * (DEVIATIONS_PER_MEDIAN * float(np.median(seen))) ** 2
             held = self._settings.scale_observations
             pooled = (held + seen.size * square) / (held + seen.size)
             scales.append(float(np.clip(np.sqrt(pooled), *SCALES)))
@@ -378,7 +378,6 @@ class MovingHorizon:
         return Health.IDENTIFIED if known else Health.LEARNING
 
 
-def _error(problem: Problem, theta: Array, rows: slice) -> float:
-    """The median size of the log residuals of some rows."""
-    residual, _ = problem.innovations(theta[None])
-    return float(np.median(np.abs(residual[0, rows][problem.window.weighted[rows]])))
+def _error(log_residuals: Array, observed: Mask) -> float:
+    """The median size of the log residuals of what was observed."""
+    return float(np.median(np.abs(log_residuals[observed])))

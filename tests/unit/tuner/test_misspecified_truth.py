@@ -129,7 +129,7 @@ def test_bursts_to_overload_teach_nothing_wrong() -> None:
 
 
 def test_flat_load_for_hours_moves_nothing_and_forgets_nothing() -> None:
-    loop = Loop(fleet([*BUSY[:4], (2000.0, 6.0)])).run(90)
+    loop = Loop(fleet([*BUSY[:4], (2000.0, 6.0)])).run(70)
     assert never_infeasible(loop)
     after = [p.values for p in loop.published[40:] if p is not None]
     for name, true in TRUTH.items():

@@ -89,7 +89,9 @@ def test_latencies_that_the_law_cannot_explain_make_the_set_suspect() -> None:
 
 
 def test_a_full_batch_teaches_through_the_inter_token_latency_at_that_batch() -> None:
-    full = replace(observed("r", 0, 50.0, 1000, 300, 0.02, None), saturated=True, decoding=48.0)
+    full = replace(
+        observed("r", 0, 50.0, 1000, 300, 0.02, None), saturated=True, decoding=48.0, served_rps=0.0
+    )
     truth = np.array([[TRUTH[name] for name in LAW.parameter_names]])
     window = Window.of([full])
     expected = LAW.inter_token_time(truth[0], 48.0, window.workload, 8192)
