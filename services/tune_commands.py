@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -54,6 +55,8 @@ def tune(
     built = plugins.build("stoker.estimators", estimator, chosen)
     if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
         _refuse(f"--plot: {str(plot)!r}, expected a file that ends with .png in a folder that exists")
+    if plot is not None and find_spec("matplotlib") is None:
+        _refuse("--plot: matplotlib is not installed; install it with: pip install 'stoker[plots]'")
     try:
         built.start(start, asked)
         recordings = [

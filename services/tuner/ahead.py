@@ -37,3 +37,11 @@ def error_shares(
     predicted = predict_ahead(law, values, window, ttft_iterations)
     shares = np.abs(predicted / np.exp(window.log_observed) - 1.0)
     return shares[:, 0], shares[window.weighted[:, 1], 1]
+
+
+def recent(before: float | None, figures: Array, weight: float) -> float | None:
+    """A mean that forgets: the figures of a cycle count `weight`, what was before counts the rest."""
+    if figures.size == 0:
+        return before
+    now = min(float(figures.mean()), 1e9)
+    return now if before is None else before + weight * (now - before)

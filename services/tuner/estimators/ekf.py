@@ -14,7 +14,6 @@ queueing model has them at the rate, P₀ = Q = (p·x₀)², R = ((e/t)²/g)·z�
 reset. It has the faults of it and is there to be compared with.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -26,12 +25,13 @@ from schemas.parameters import FitEvidence, Health
 from services.perfmodel.law import Array, IterationLaw
 from services.perfmodel.queueing import ServerModel
 from services.perfmodel.queueing_models.birth_death import BirthDeathModel
-from services.tuner.ahead import LONGEST_S, QUEUE, error_shares
+from services.tuner.ahead import LONGEST_S, QUEUE, error_shares, recent
 from services.tuner.estimator import Estimate
 from services.tuner.fit import Mask, Problem, Window, first_guess, minimise
 from services.tuner.logarithms import by_sorted_name, condition_of, free, inverse_of, seed_of, spread
 from services.tuner.memory import distinct_points
 from services.tuner.observation import Observation
+from services.tuner.snapshot import dump_state, load_state
 
 SNAPSHOT_VERSION = 1
 # χ² of two degrees of freedom at 97.5 %.
@@ -158,8 +158,8 @@ class Ekf:
         )
         state = replace(
             state,
-            itl_error=self._recent(state.itl_error, itl),
-            ttft_error=self._recent(state.ttft_error, ttft),
+            itl_error=recent(state.itl_error, itl, self._settings.memory),
+            ttft_error=recent(state.ttft_error, ttft, self._settings.memory),
         )
         state = self._filtered(state, observations)
         if state.rejected_cycles >= self._settings.reset_after and not self._settings.compat:
@@ -171,26 +171,19 @@ class Ekf:
         """The state as JSON; Python writes floats so that they are read back exactly."""
         fields = {key: value for key, value in vars(state).items() if key != "law"}
         fields["waiting"] = [vars(seen) for seen in state.waiting]
-        law = {"name": state.law.name, "version": state.law.version}
-        return json.dumps({"version": SNAPSHOT_VERSION, "law": law, "state": fields}).encode()
+        return dump_state(state.law, SNAPSHOT_VERSION, fields)
 
     def load(self, raw: bytes, law: IterationLaw) -> EkfState:
         """The state of a snapshot; raises ValueError where it is not one of this version and law."""
-        try:
-            read: dict[str, Any] = json.loads(raw)
-            if read["version"] != SNAPSHOT_VERSION or read["law"] != {
-                "name": law.name,
-                "version": law.version,
-            }:
-                raise ValueError(f"version {read['version']} of law {read['law']}")
-            fields = read["state"]
+
+        def built(fields: dict[str, Any]) -> EkfState:
             fields["waiting"] = tuple(Observation(**seen) for seen in fields["waiting"])
             fields["covariance"] = tuple(tuple(row) for row in fields["covariance"])
             for key in ("seed", "values"):
                 fields[key] = None if fields[key] is None else tuple(fields[key])
             return EkfState(law=law, **fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"not a {self.name} snapshot for the law {law.name}: {error}") from None
+
+        return load_state(raw, law, SNAPSHOT_VERSION, built)
 
     def _at(self, state: EkfState, seed: tuple[float, ...]) -> EkfState:
         """The state with what it starts from."""
@@ -291,7 +284,7 @@ class Ekf:
             rejected=state.rejected + len(observations) - passed,
             rejected_cycles=0 if passed else state.rejected_cycles + 1,
             resets=0 if passed else state.resets,
-            nis=self._recent(state.nis, np.array(squares)),
+            nis=recent(state.nis, np.array(squares), self._settings.memory),
         )
 
     def _views(
@@ -326,12 +319,6 @@ class Ekf:
         return [
             View.of(np.exp(window.log_observed[0, ::-1][there]) * MS, noise[there], x, times[:, there], steps)
         ]
-
-    def _recent(self, before: float | None, figures: Array) -> float | None:
-        if figures.size == 0:
-            return before
-        now = min(float(figures.mean()), 1e9)
-        return now if before is None else before + self._settings.memory * (now - before)
 
     def _health(self, state: EkfState, known: Array) -> Health:
         settings = self._settings

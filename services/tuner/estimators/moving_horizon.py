@@ -1,6 +1,5 @@
 """Estimator `moving-horizon`: a maximum a posteriori fit over the newest and a diverse set of observations."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.parameters import FitEvidence, Health
 from services.perfmodel.law import Array, IterationLaw
-from services.tuner.ahead import error_shares
+from services.tuner.ahead import error_shares, recent
 from services.tuner.change import Cusum
 from services.tuner.estimator import Estimate
 from services.tuner.fit import Mask, Problem, Solution, Window, first_guess, minimise
@@ -26,6 +25,7 @@ from services.tuner.logarithms import (
 )
 from services.tuner.memory import Memory, distinct_points
 from services.tuner.observation import Observation
+from services.tuner.snapshot import dump_state, load_state
 
 SNAPSHOT_VERSION = 1
 # Of a normal distribution, over its median distance from the middle.
@@ -205,19 +205,12 @@ class MovingHorizon:
         fields["memory"] = {
             name: [[cycle, vars(seen)] for cycle, seen in rows] for name, rows in vars(state.memory).items()
         }
-        law = {"name": state.law.name, "version": state.law.version}
-        return json.dumps({"version": SNAPSHOT_VERSION, "law": law, "state": fields}).encode()
+        return dump_state(state.law, SNAPSHOT_VERSION, fields)
 
     def load(self, raw: bytes, law: IterationLaw) -> MovingHorizonState:
         """The state of a snapshot; raises ValueError where it is not one of this version and law."""
-        try:
-            read: dict[str, Any] = json.loads(raw)
-            if read["version"] != SNAPSHOT_VERSION or read["law"] != {
-                "name": law.name,
-                "version": law.version,
-            }:
-                raise ValueError(f"version {read['version']} of law {read['law']}")
-            fields = read["state"]
+
+        def built(fields: dict[str, Any]) -> MovingHorizonState:
             fields["memory"] = Memory(
                 **{
                     name: tuple((int(cycle), Observation(**seen)) for cycle, seen in rows)
@@ -230,8 +223,8 @@ class MovingHorizon:
             for key in ("seed", "values", "scale"):
                 fields[key] = None if fields[key] is None else tuple(fields[key])
             return MovingHorizonState(law=law, **fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"not a {self.name} snapshot for the law {law.name}: {error}") from None
+
+        return load_state(raw, law, SNAPSHOT_VERSION, built)
 
     def _at_seed(
         self, state: MovingHorizonState, seed: tuple[float, ...], origin: Origin
@@ -290,17 +283,11 @@ class MovingHorizon:
         )
         return replace(
             state,
-            itl_error=self._recent(state.itl_error, itl),
-            ttft_error=self._recent(state.ttft_error, ttft),
-            nis=self._recent(state.nis, nis),
+            itl_error=recent(state.itl_error, itl, self._settings.memory),
+            ttft_error=recent(state.ttft_error, ttft, self._settings.memory),
+            nis=recent(state.nis, nis, self._settings.memory),
             cusum=state.cusum.extended(state.cycle, standardised, tells, self._settings.change_slack),
         )
-
-    def _recent(self, before: float | None, figures: Array) -> float | None:
-        if figures.size == 0:
-            return before
-        now = min(float(figures.mean()), 1e9)
-        return now if before is None else before + self._settings.memory * (now - before)
 
     def _changed(self, state: MovingHorizonState, since: int) -> MovingHorizonState:
         """The state after a change: what was before is forgotten but for the proportions of the parameters."""
