@@ -11,7 +11,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from services.tuner.replay import Recording, Update
@@ -132,15 +132,18 @@ def _document(recording: "Recording", update: "Update", estimator: str) -> dict[
 
 def _show(found: "list[tuple[Recording, list[Update]]]", names: tuple[str, ...]) -> None:
     table = Table(
-        "run", "server", "cycles", *names, "health", "ITL error", "TTFT error", title="after the last cycle"
+        "run",
+        *(Column(name, min_width=8) for name in names),
+        Column("health", min_width=8),
+        Column("ITL", min_width=5),
+        Column("TTFT", min_width=5),
+        title="after the last cycle",
     )
     for recording, updates in found:
         last = updates[-1].estimate
         values = ["-"] * len(names) if last is None else [f"{last.values[name]:.4g}" for name in names]
         table.add_row(
-            recording.run,
-            recording.server,
-            str(len(updates)),
+            f"{recording.run} {recording.server}",
             *values,
             "-" if last is None else last.health.value,
             _median([u.itl_error_share for u in updates]),
@@ -148,7 +151,7 @@ def _show(found: "list[tuple[Recording, list[Update]]]", names: tuple[str, ...])
         )
     console = Console()
     console.print(table)
-    console.print("errors: median over cycles of the mean error one step ahead", highlight=False)
+    console.print("ITL, TTFT: median over cycles of the mean error one step ahead", highlight=False)
 
 
 def _median(shares: list[float | None]) -> str:
