@@ -18,6 +18,7 @@ NAMES = (
     "gate",
     "throughput",
     "kubernetes_inventory",
+    "tuner",
 )
 
 

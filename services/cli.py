@@ -17,6 +17,7 @@ from services.fit_commands import fit
 from services.runtime.errors import Fatal, Retry
 from services.runtime.plugins import PluginRefused
 from services.solve_commands import solve
+from services.tune_commands import tune
 
 if TYPE_CHECKING:
     from services.runtime.settings import RuntimeSettings
@@ -36,6 +37,7 @@ app.add_typer(config, name="config")
 analyze_commands.register(app)
 app.command()(solve)
 app.command()(fit)
+app.command()(tune)
 forecast_commands.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

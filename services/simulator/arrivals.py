@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from enum import StrEnum
 from heapq import merge
 from itertools import pairwise
 from math import ceil, fmod, log, log1p, sqrt
@@ -123,16 +124,42 @@ def _loop(trace: Sequence[Arrival], offset_s: float) -> Iterator[Arrival]:
         base_s, first = base_s + period_s, 0
 
 
+class Shape(StrEnum):
+    """The distribution that token counts are drawn from."""
+
+    LOGNORMAL = "lognormal"
+    UNIFORM = "uniform"
+    EXPONENTIAL = "exponential"
+    FIXED = "fixed"
+
+
+# A uniform distribution from zero to twice its mean.
+UNIFORM_MOST_CV = 1.0 / sqrt(3.0)
+
+
 class Lengths(NamedTuple):
-    """Lognormal token counts with a mean and a coefficient of variation, at least 1 and at most `highest`."""
+    """Token counts with a mean and a coefficient of variation, at least 1 and at most `highest`.
+
+    The exponential and the fixed ones have a coefficient of variation of their own.
+    """
 
     mean: float
     cv: float
     highest: int
+    shape: Shape = Shape.LOGNORMAL
 
     def draw(self, rng: Random) -> int:
-        variance = log1p(self.cv**2)
-        drawn = rng.lognormvariate(log(self.mean) - variance / 2.0, sqrt(variance))
+        match self.shape:
+            case Shape.LOGNORMAL:
+                variance = log1p(self.cv**2)
+                drawn = rng.lognormvariate(log(self.mean) - variance / 2.0, sqrt(variance))
+            case Shape.UNIFORM:
+                half = self.mean * self.cv / UNIFORM_MOST_CV
+                drawn = rng.uniform(self.mean - half, self.mean + half)
+            case Shape.EXPONENTIAL:
+                drawn = rng.expovariate(1.0 / self.mean)
+            case Shape.FIXED:
+                drawn = self.mean
         return min(self.highest, max(1, round(drawn)))
 
 

@@ -34,6 +34,17 @@ class SlowReplica(FaultModel):
     factor: Annotated[float, Field(gt=0.0)]
 
 
+class SpeedChange(FaultModel):
+    """Every replica of a variant, now and later, takes `factor` times as long, reached over `over_s`: a driver, an
+    engine version, a clock limit at once, or a drift."""
+
+    kind: Literal["speed-change"]
+    server: str
+    accelerator: str
+    factor: Annotated[float, Field(gt=0.0)]
+    over_s: Annotated[float, Field(ge=0.0)] = 0.0
+
+
 class CapacityChange(FaultModel):
     """An accelerator type has `count` units from now on; replicas that no longer fit are evicted."""
 
@@ -42,5 +53,7 @@ class CapacityChange(FaultModel):
     count: Annotated[int, Field(ge=0)]
 
 
-Fault = Annotated[MetricsDropout | ReplicaCrash | SlowReplica | CapacityChange, Field(discriminator="kind")]
+Fault = Annotated[
+    MetricsDropout | ReplicaCrash | SlowReplica | SpeedChange | CapacityChange, Field(discriminator="kind")
+]
 FAULTS: TypeAdapter[Fault] = TypeAdapter(Fault)

@@ -11,10 +11,25 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from services.simulator.faults import CapacityChange, Fault, MetricsDropout, ReplicaCrash, SlowReplica
+from schemas.parameters import CalibrationPoint
+from schemas.telemetry import TelemetryObserved
+from services.simulator.calibration import sweep, sweep_s
+from services.simulator.faults import (
+    CapacityChange,
+    Fault,
+    MetricsDropout,
+    ReplicaCrash,
+    SlowReplica,
+    SpeedChange,
+)
 from services.simulator.plant import Plant, open_arrivals
 from services.simulator.replica import Request
 from services.simulator.server import Pod, PodState, Server, Variant
+
+# A drift is carried out in so many steps, each of them too small to see.
+DRIFT_STEPS = 100
+# Requests of a sweep, which is carried out at one go: some seconds of work.
+MOST_SWEPT = 100_000
 
 REMOVAL_ORDER = {PodState.PENDING: 0, PodState.STARTING: 1, PodState.READY: 2}
 
@@ -64,6 +79,8 @@ class Fleet:
         self.free = dict(self.capacity)
         self.pods: dict[str, Pod] = {}
         self.forgotten_until_s = -inf
+        self.calibrations: list[TelemetryObserved] = []
+        self._seed = plant.seed
         self._log: deque[FinishedRequest] = deque(maxlen=log_size)
         self._time_s = 0.0
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
@@ -157,10 +174,50 @@ class Fleet:
                 self._crash(self.pod(name))
             case SlowReplica(pod=name, factor=factor):
                 pod = self.pod(name)
-                pod.engine.advance(self._time_s)
-                pod.engine.slow_down(factor)
-                if pod.state is PodState.TERMINATING:
-                    self._at(pod.engine.next_change_s, self._drain, pod)
+                pod.slow_factor = factor
+                self._slow_down(pod)
+            case SpeedChange(server=server, accelerator=accelerator, factor=factor, over_s=over_s):
+                variant = self.variant(server, accelerator)
+                steps = DRIFT_STEPS if over_s > 0.0 else 1
+                ratio = (factor / variant.slow_factor) ** (1.0 / steps)
+                for step in range(1, steps + 1):
+                    reached = variant.slow_factor * ratio**step
+                    self._at(self._time_s + over_s * step / steps, self._change_speed, (variant, reached))
+
+    def calibrate(self, model: str, accelerator: str, points: Sequence[CalibrationPoint]) -> float:
+        """Start a sweep on a replica of its own, which no user reaches; when it will have ended, in Unix seconds.
+
+        It takes a cold start and the time of its points, and holds accelerators meanwhile; what it measured is then
+        in `calibrations`. Raises UnknownName, and Refused where no accelerator is free.
+        """
+        variant = next(
+            (
+                server.variants[accelerator]
+                for server in self.servers.values()
+                if server.model == model and accelerator in server.variants
+            ),
+            None,
+        )
+        if variant is None:
+            raise UnknownName(f"model {model!r} on {accelerator!r}: no server has it")
+        requests = sum(point.rate_rps for point in points) * sweep_s(1)
+        if requests > MOST_SWEPT:
+            raise Refused(f"calibration: expected at most {MOST_SWEPT} requests, not {requests:.0f}")
+        units, kind = variant.description.units, variant.description.accelerator_type
+        if self.free[kind] < units:
+            raise Refused(f"calibration: expected {units} {kind} free, not {max(0, self.free[kind])}")
+        self.free[kind] -= units
+        end_s = self._time_s + variant.draw_startup_s() + sweep_s(len(points))
+        self._at(end_s, self._calibrated, (variant, model, tuple(points)))
+        return self.origin_s + end_s
+
+    def _calibrated(self, subject: tuple[Variant, str, tuple[CalibrationPoint, ...]]) -> None:
+        variant, model, points = subject
+        seed = f"{self._seed}/calibration/{len(self.calibrations)}"
+        found = sweep(variant.new_engine, model, variant.accelerator, points, self.now_s, seed)
+        self.calibrations.append(found)
+        self.free[variant.description.accelerator_type] += variant.description.units
+        self._schedule()
 
     def pod(self, name: str) -> Pod:
         """A replica by name; raises UnknownName."""
@@ -260,6 +317,18 @@ class Fleet:
         del self.pods[pod.name]
         if pod.state is not PodState.PENDING:
             self.free[pod.variant.description.accelerator_type] += pod.variant.description.units
+
+    def _change_speed(self, subject: tuple[Variant, float]) -> None:
+        variant, factor = subject
+        variant.slow_factor = factor
+        for pod in variant.pods:
+            self._slow_down(pod)
+
+    def _slow_down(self, pod: Pod) -> None:
+        pod.engine.advance(self._time_s)
+        pod.slow_down()
+        if pod.state is PodState.TERMINATING:
+            self._at(pod.engine.next_change_s, self._drain, pod)
 
     def _crash(self, pod: Pod) -> None:
         if pod.state is PodState.PENDING:

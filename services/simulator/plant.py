@@ -19,7 +19,16 @@ from pydantic import (
     model_validator,
 )
 
-from services.simulator.arrivals import Arrival, Curve, Lengths, generate, read_azure_trace, replay
+from services.simulator.arrivals import (
+    UNIFORM_MOST_CV,
+    Arrival,
+    Curve,
+    Lengths,
+    Shape,
+    generate,
+    read_azure_trace,
+    replay,
+)
 
 Name = Annotated[str, Field(min_length=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
@@ -60,7 +69,8 @@ class VariantDescription(Description):
     """A server's engine on one accelerator configuration.
 
     The iteration law's parameters are in seconds; `units` accelerators of the type make one replica;
-    `kv_tokens` absent means KV memory never limits.
+    `kv_tokens` absent means KV memory never limits. With decode_s, prefill_read_s, prefill_square_s and overhead_s
+    it is the seven-parameter law: alpha_s is its a, beta_s its b_p, gamma_s its g, these its b_d, none, its q and h.
     """
 
     accelerator: Name
@@ -69,6 +79,10 @@ class VariantDescription(Description):
     alpha_s: PositiveFloat
     beta_s: NonNegativeFloat
     gamma_s: NonNegativeFloat
+    decode_s: NonNegativeFloat | None = None
+    prefill_read_s: NonNegativeFloat | None = None
+    prefill_square_s: NonNegativeFloat = 0.0
+    overhead_s: NonNegativeFloat = 0.0
     max_batch: PositiveInt
     token_budget: PositiveInt = 8192
     kv_tokens: PositiveInt | None = None
@@ -83,11 +97,20 @@ class InitialReplicas(Description):
 
 
 class LengthDescription(Description):
-    """Lognormal token counts."""
+    """Token counts: lognormal by default; `cv` is of the lognormal and, up to 0.577, of the uniform ones."""
 
     mean: Annotated[float, Field(ge=1.0)]
     cv: PositiveFloat = 1.0
     highest: PositiveInt = 16384
+    shape: Shape = Shape.LOGNORMAL
+
+    @model_validator(mode="after")
+    def _possible(self) -> "LengthDescription":
+        if self.shape is Shape.UNIFORM and self.cv > UNIFORM_MOST_CV:
+            raise ValueError(
+                f"cv: expected at most {UNIFORM_MOST_CV:.3f} of uniform lengths, not {self.cv:g}"
+            )
+        return self
 
 
 class GeneratedArrivals(Description):

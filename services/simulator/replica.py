@@ -6,7 +6,8 @@ what is left of its token budget to prompts, first come first served, in chunks;
     T = alpha + beta·(tokens computed) + gamma·(KV tokens read)
 
 where a prompt chunk reads the prompt up to and including itself, and the j-th decode iteration of a request
-with an input of L tokens reads L + j. The chunk that ends a prompt yields the request's first output token,
+with an input of L tokens reads L + j. With `decode_s`, `prefill_read_s` and `prefill_square_s` prompts and decoding
+cost differently, as in the seven-parameter law. The chunk that ends a prompt yields the request's first output token,
 so K output tokens take K - 1 decode iterations. A request enters at the start of an iteration, if fewer than
 `max_batch` run and its whole footprint L + K fits into the KV memory not yet promised to others; with that
 promise nothing is ever preempted.
@@ -28,7 +29,9 @@ from services.simulator.histogram import LATENCY_EDGES_S, TOKEN_EDGES_S, TTFT_ED
 class EngineParameters:
     """What an engine is made of: the iteration law's parameters in seconds, and its limits.
 
-    `kv_tokens` is the KV memory in tokens, None for no limit.
+    `kv_tokens` is the KV memory in tokens, None for no limit. `decode_s` of each decoding request and
+    `prefill_read_s` of each KV token that a prompt chunk reads are beta and gamma where they are None;
+    `prefill_square_s` is a chunk's from token i to j times j² − i²; `overhead_s` is spent outside the engine.
     """
 
     alpha_s: float
@@ -36,6 +39,18 @@ class EngineParameters:
     gamma_s: float
     token_budget: int
     kv_tokens: int | None
+    decode_s: float | None = None
+    prefill_read_s: float | None = None
+    prefill_square_s: float = 0.0
+    overhead_s: float = 0.0
+
+    @property
+    def per_decode_s(self) -> float:
+        return self.beta_s if self.decode_s is None else self.decode_s
+
+    @property
+    def per_prefill_read_s(self) -> float:
+        return self.gamma_s if self.prefill_read_s is None else self.prefill_read_s
 
 
 @dataclass(slots=True, eq=False)
@@ -146,17 +161,20 @@ class Engine:
         self._chunks = self._plan_chunks(start_s, law.token_budget - n)
         slow = self.slow_factor
         if self._chunks:
-            tokens = n + sum(size for _, size in self._chunks)
-            read = self._context_tokens + n
-            read += sum(request.prefilled_tokens + size for request, size in self._chunks)
-            self._iteration_s = slow * (law.alpha_s + law.beta_s * tokens + law.gamma_s * read)
+            computed = sum(size for _, size in self._chunks)
+            ends = [(r.prefilled_tokens, r.prefilled_tokens + size) for r, size in self._chunks]
+            read = sum(end for _, end in ends)
+            squares = sum(end**2 - start**2 for start, end in ends)
+            prompts_s = law.beta_s * computed + law.per_prefill_read_s * read + law.prefill_square_s * squares
+            decodes_s = law.per_decode_s * n + law.gamma_s * (self._context_tokens + n)
+            self._iteration_s = slow * (law.alpha_s + prompts_s + decodes_s)
             self._end_s = self.next_change_s = start_s + self._iteration_s
             return
         if not n:
             self._end_s = self.next_change_s = inf
             return
         growth_s = slow * law.gamma_s * n
-        first_s = slow * (law.alpha_s + law.beta_s * n + law.gamma_s * (self._context_tokens + n))
+        first_s = slow * (law.alpha_s + law.per_decode_s * n + law.gamma_s * (self._context_tokens + n))
         remaining = decoding[0][0] - self._iterations
         jump = min(remaining - 1, _iterations_within(until_s - start_s, first_s, growth_s))
         if jump > 0:
@@ -211,10 +229,10 @@ class Engine:
                 continue
             # Prompts end in the order they were admitted, so this is the oldest.
             self._prefilling.popleft()
-            request.first_token_s = end_s
+            request.first_token_s = end_s + self.parameters.overhead_s
             self.prompt_tokens_total += request.input_tokens
             self.generation_tokens_total += 1
-            self.ttft.observe(end_s - request.submitted_s)
+            self.ttft.observe(request.first_token_s - request.submitted_s)
             if request.output_tokens == 1:
                 self._finish(request, end_s)
             else:
@@ -225,14 +243,14 @@ class Engine:
 
     def _finish(self, request: Request, end_s: float) -> None:
         assert request.admitted_s is not None and request.first_token_s is not None
-        request.finish_s = end_s
+        request.finish_s = end_s + self.parameters.overhead_s
         self._promised_tokens -= request.footprint_tokens
         self.requests_total += 1
-        self.e2e_latency.observe(end_s - request.submitted_s)
+        self.e2e_latency.observe(request.finish_s - request.submitted_s)
         self.queue_time.observe(request.admitted_s - request.submitted_s)
         if request.output_tokens > 1:
             gaps = request.output_tokens - 1
-            self.time_per_output_token.observe((end_s - request.first_token_s) / gaps)
+            self.time_per_output_token.observe((request.finish_s - request.first_token_s) / gaps)
         self.finished.append(request)
 
 

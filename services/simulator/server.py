@@ -36,10 +36,17 @@ class Pod:
         self.last_routed = 0
         self.state = PodState.PENDING
         self.reason = ""
+        self.slow_factor = 1.0
         self.engine = self.new_engine()
 
     def new_engine(self) -> Engine:
-        return Engine(self.variant.parameters, self.variant.max_batch)
+        """An engine as it starts: what made this one replica slow is over, what slows its kind down is not."""
+        self.slow_factor = 1.0
+        return self.variant.new_engine()
+
+    def slow_down(self) -> None:
+        """Let the engine run at the present speed of its kind and of its own."""
+        self.engine.slow_down(self.slow_factor * self.variant.slow_factor)
 
     def answers_scrapes(self, time_s: float) -> bool:
         return self.state in (PodState.READY, PodState.TERMINATING) and time_s >= self.silent_until_s
@@ -61,11 +68,22 @@ class Variant:
             gamma_s=description.gamma_s,
             token_budget=description.token_budget,
             kv_tokens=description.kv_tokens,
+            decode_s=description.decode_s,
+            prefill_read_s=description.prefill_read_s,
+            prefill_square_s=description.prefill_square_s,
+            overhead_s=description.overhead_s,
         )
+        self.slow_factor = 1.0
         self._prefix = pod_prefix(server, description.accelerator)
         self._created = 0
         # Of its own, so that what one variant does leaves the cold starts of the others as they were.
         self._rng = Random(seed)
+
+    def new_engine(self) -> Engine:
+        """An idle engine of this kind, at its present speed."""
+        engine = Engine(self.parameters, self.max_batch)
+        engine.slow_down(self.slow_factor)
+        return engine
 
     def next_name(self) -> str:
         self._created += 1

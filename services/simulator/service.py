@@ -10,6 +10,8 @@ The routes, with names URL-encoded:
     GET  /metrics                                 everything on one page
     GET  /requests?since_s=&server=&limit=        log of completed requests
     POST /faults                                  put a fault in
+    POST /calibrations                            {"model": …, "accelerator": …, "points": […]}, as it is proposed
+    GET  /calibrations                            windows that sweeps measured, as telemetry
     GET  /livez
 
 Errors are {"error": …} with 404 for an unknown name, 409 for another resource version, 422 for bad input.
@@ -28,6 +30,7 @@ from urllib.parse import quote
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from schemas.parameters import CalibrationProposed
 from services.simulator.exposition import CONTENT_TYPE, render
 from services.simulator.faults import FAULTS
 from services.simulator.fleet import Conflict, Fleet, Refused, UnknownName
@@ -91,6 +94,8 @@ def create_app(
             web.get("/metrics", shell.fleet_metrics),
             web.get("/requests", shell.requests),
             web.post("/faults", shell.inject),
+            web.post("/calibrations", shell.calibrate),
+            web.get("/calibrations", shell.calibrations),
             web.get("/livez", shell.livez),
         ]
     )
@@ -224,6 +229,17 @@ class _Shell:
         await self._catch_up()
         self.fleet.inject(fault)
         return web.json_response({"now_s": self.fleet.now_s, "fault": fault.model_dump()})
+
+    async def calibrate(self, request: web.Request) -> web.Response:
+        asked = CalibrationProposed.model_validate_json(await request.read())
+        await self._catch_up()
+        ends_at_s = self.fleet.calibrate(asked.model, asked.accelerator, asked.points)
+        return web.json_response({"now_s": self.fleet.now_s, "ends_at_s": ends_at_s})
+
+    async def calibrations(self, _: web.Request) -> web.Response:
+        await self._catch_up()
+        windows = [window.model_dump(mode="json") for window in self.fleet.calibrations]
+        return web.json_response({"now_s": self.fleet.now_s, "windows": windows})
 
     async def livez(self, _: web.Request) -> web.Response:
         if self._ticker is None or self._ticker.done():

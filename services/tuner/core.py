@@ -8,14 +8,15 @@ from enum import StrEnum
 from typing import Any
 
 from schemas.fleet import FleetDeclared, LawParameters, ModelProfile
-from schemas.parameters import ParametersEstimated
+from schemas.parameters import CalibrationProposed, ParametersEstimated
 from schemas.telemetry import TelemetryObserved
 from services.perfmodel.law import IterationLaw
+from services.tuner.calibration import proposal
 from services.tuner.estimator import Estimate, Estimator
 from services.tuner.observation import Excluded, Observation, observations
 from services.tuner.settings import TunerSettings
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 
 Pair = tuple[str, str]
 
@@ -48,6 +49,7 @@ class PairState:
     applied: by server; part of the pair so that one snapshot restores both or neither.
     excluded: replica windows left out so far.
     learned_s: end of the newest window learned from, or when the prior was declared.
+    proposed_s: when a sweep was last proposed; 0 for never.
     """
 
     law: str
@@ -56,6 +58,7 @@ class PairState:
     applied: Mapping[str, Applied] = field(default_factory=dict)
     excluded: int = 0
     learned_s: float = 0.0
+    proposed_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Outputs:
     """What a step produced.
 
     parameters: to publish, one for each pair that changed.
+    proposals: sweeps for pairs that operation does not identify and that a declared server may use.
     changed: keys whose snapshots are due.
     dropped: keys whose snapshots are void, of pairs that are no longer declared.
     skipped, excluded: messages and replica windows that were not used, by reason.
@@ -90,6 +94,7 @@ class Outputs:
     """
 
     parameters: tuple[ParametersEstimated, ...] = ()
+    proposals: tuple[CalibrationProposed, ...] = ()
     changed: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     skipped: Mapping[Skipped, int] = field(default_factory=dict)
@@ -136,8 +141,14 @@ def step(
             pairs[pair] = replace(before, estimator=learned, learned_s=seen[-1].window_end_s)
             if estimate is not None:
                 published[pair] = _message(pair, pairs[pair], estimate, setup)
+    proposals = tuple(
+        proposed
+        for pair in gathered
+        if (proposed := _proposed(pair, pairs, published, state.fleet, now_s, setup)) is not None
+    )
     return replace(state, pairs=pairs), Outputs(
         parameters=tuple(published.values()),
+        proposals=proposals,
         changed=tuple(key_of(pair) for pair in changed),
         dropped=tuple(key_of(pair) for pair in dropped),
         skipped=dict(skipped),
@@ -176,6 +187,7 @@ def dump(state: State, key: str, setup: Setup) -> bytes:
             "applied": {name: [a.window_end_s, a.epoch] for name, a in kept.applied.items()},
             "excluded": kept.excluded,
             "learned_s": kept.learned_s,
+            "proposed_s": kept.proposed_s,
         }
     ).encode()
 
@@ -201,6 +213,7 @@ def load(state: State, key: str, raw: bytes, setup: Setup) -> State:
             },
             excluded=int(read["excluded"]),
             learned_s=float(read["learned_s"]),
+            proposed_s=float(read["proposed_s"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"snapshot {key} cannot be used: {error}") from None
@@ -255,6 +268,26 @@ def _started(
         except ValueError as error:
             refused.append(f"{where}: {error}")
     return PairState(name, prior, setup.estimator.start(None, law), learned_s=declared_at_s)
+
+
+def _proposed(
+    pair: Pair,
+    pairs: dict[Pair, PairState],
+    published: Mapping[Pair, ParametersEstimated],
+    fleet: FleetDeclared | None,
+    now_s: float,
+    setup: Setup,
+) -> CalibrationProposed | None:
+    """A sweep for a pair just learned from, if it matters and none was proposed lately."""
+    kept, calibration = pairs[pair], setup.settings.calibration
+    matters = fleet is not None and any(server.model == pair[0] for server in fleet.servers)
+    if pair not in published or not matters or now_s < kept.proposed_s + calibration.every_s:
+        return None
+    profile = _profiles(fleet)[pair[0]][pair[1]]
+    found = proposal(published[pair], setup.laws[kept.law], profile, calibration, now_s)
+    if found is not None:
+        pairs[pair] = replace(kept, proposed_s=now_s)
+    return found
 
 
 def _profiles(fleet: FleetDeclared | None) -> Mapping[str, Mapping[str, ModelProfile]]:

@@ -22,6 +22,7 @@ class Excluded(StrEnum):
     INCOMPLETE = "incomplete"
     NOT_POSITIVE = "not_positive"
     UNDECLARED = "undeclared"
+    TRANSIENT = "transient"
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,16 @@ class Observation:
 
     rate_rps: requests offered per second; where that is unknown, requests completed.
     input_tokens, output_tokens: means of its requests.
-    ttft_s: mean time to first token; None where requests waited, which no steady state explains.
+    ttft_s: mean time to first token; None where requests waited, which no steady state explains: the queue says so,
+        or, where it is unknown, that by Little's law there were more requests than places.
     itl_s: mean inter-token latency.
     requests: how many requests both means rest on.
     saturated: whether the batch was full, so that the rate does not determine it.
-    running, waiting: requests at the end of the window, None when unknown.
-    occupancy: mean requests in service by Little's law on what was completed.
+    decoding: mean requests that decode.
+    decoding_measured: whether that is exact, the sum of all gaps over the window or the batch limit; else it is from
+        Little's law on the requests, or, where the batch was full, the requests in it at the end.
+    served_rps: requests per second that passed through the engine: completed ones where it was full, else those
+        offered, of which none is missing at the edges of the window.
     """
 
     server: str
@@ -49,9 +54,9 @@ class Observation:
     itl_s: float
     requests: float
     saturated: bool
-    running: float | None
-    waiting: float | None
-    occupancy: float
+    decoding: float
+    decoding_measured: bool
+    served_rps: float
     max_batch: int
     token_budget: int
 
@@ -110,9 +115,21 @@ def _observation(
     max_batch = replica.max_batch if replica.max_batch is not None else profile.max_batch
     waiting = _waiting(telemetry, replica)
     saturated = _saturated(telemetry, replica, waiting, max_batch, settings)
-    queued = saturated or (waiting is not None and waiting >= 1.0)
-    served = completed if completed is not None else rate
-    sojourn = (ttft.mean_s if ttft is not None and not queued else 0.0) + output_tokens * itl.mean_s
+    queued = saturated or (
+        waiting >= 1.0
+        if waiting is not None
+        else ttft is not None and rate * (ttft.mean_s + output_tokens * itl.mean_s) >= max_batch
+    )
+    served = completed if saturated and completed is not None else rate
+    measured = _mean_decoding(telemetry, itl, requests, output_tokens)
+    if measured is not None:
+        decoding = measured
+    elif saturated and replica.running is not None:
+        decoding = replica.running
+    else:
+        decoding = served * output_tokens * itl.mean_s
+    if replica.running is not None and _moved(min(decoding, float(max_batch)), replica.running):
+        return Excluded.TRANSIENT
     return Observation(
         server=telemetry.server,
         replica=replica.replica,
@@ -125,9 +142,9 @@ def _observation(
         itl_s=itl.mean_s,
         requests=requests,
         saturated=saturated,
-        running=replica.running,
-        waiting=waiting,
-        occupancy=min(served * sojourn, float(max_batch)),
+        decoding=min(decoding, float(max_batch)),
+        decoding_measured=measured is not None or decoding >= max_batch,
+        served_rps=served,
         max_batch=max_batch,
         token_budget=profile.token_budget,
     )
@@ -145,6 +162,21 @@ def _requests(
     return min(counts)
 
 
+def _mean_decoding(
+    telemetry: TelemetryObserved, itl: Latency, requests: float, output_tokens: float
+) -> float | None:
+    """The sum of the gaps over the window, where they are counted by token and not by request."""
+    if output_tokens < 2.0 or itl.count < 0.5 * requests * (output_tokens - 1.0):
+        return None
+    return itl.count * itl.mean_s / (telemetry.window_end_s - telemetry.window_start_s)
+
+
+def _moved(mean: float, at_the_end: float) -> bool:
+    """Whether a window ended at another load than it had: beyond three deviations of a Poisson count, and twofold."""
+    low, high = sorted((mean, at_the_end))
+    return high - low > 3.0 * math.sqrt(max(mean, 1.0)) and high + 1.0 > 2.0 * (low + 1.0)
+
+
 def _waiting(telemetry: TelemetryObserved, replica: ReplicaTelemetry) -> float | None:
     if replica.waiting is not None or telemetry.waiting is None:
         return replica.waiting
@@ -158,8 +190,8 @@ def _saturated(
     max_batch: int,
     settings: ObservationSettings,
 ) -> bool:
-    if waiting is not None and waiting >= max(1.0, settings.waiting_share * max_batch):
-        return True
+    if waiting is not None:
+        return waiting >= max(1.0, settings.waiting_share * max_batch)
     offered, completed = replica.offered_rate_rps, replica.completed_rate_rps
     if offered is None or completed is None:
         return False

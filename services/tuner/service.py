@@ -79,7 +79,7 @@ class TunerService(Service):
             self._state, self._fleet = state, fleet
 
         return Outcome(
-            emits=[Emit(parameters, "", cycle) for parameters in out.parameters],
+            emits=[Emit(payload, "", cycle) for payload in (*out.parameters, *out.proposals)],
             snapshots=snapshots | dict.fromkeys(out.dropped),
             skipped={str(reason): count for reason, count in (*out.skipped.items(), *out.excluded.items())},
             accept=accept,

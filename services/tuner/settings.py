@@ -26,12 +26,25 @@ class ObservationSettings(BaseModel):
     deviations of a Poisson count, so that a short window does not look overloaded by chance."""
 
 
+class CalibrationSettings(BaseModel):
+    """When the tuner proposes a sweep that would identify parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    points: int = Field(default=4, ge=1, le=50)
+    """Points of a sweep; three parameters need three, and one more tells whether they fit."""
+    least_observations: int = Field(default=20, ge=1)
+    """Observations before which operation may still tell by itself."""
+    every_s: float = Field(default=3600.0, gt=0)
+    """Time after which a proposal that nothing came of is made again."""
+
+
 class TunerSettings(BaseModel):
     """How parameters are learned in service."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    estimator: str = "map-window"
+    estimator: str = "moving-horizon"
     """Estimator plug-in; all pairs of model and accelerator use the same one."""
     estimator_settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the estimator, checked by it; empty takes its defaults."""
@@ -39,6 +52,8 @@ class TunerSettings(BaseModel):
     """Iteration law of pairs without declared parameters; the others keep the law of theirs."""
     observation: ObservationSettings = ObservationSettings()
     """Which measurements are learned from."""
+    calibration: CalibrationSettings = CalibrationSettings()
+    """When a sweep is proposed."""
 
 
 class Settings(RuntimeSettings):

@@ -15,7 +15,7 @@ from schemas.parameters import Health
 from services.perfmodel.law import Limits, Workload
 from services.perfmodel.laws.three_parameter import ThreeParameterLaw
 from services.perfmodel.queueing import ServerModel
-from services.perfmodel.queueing_models.birth_death import BirthDeathModel
+from services.perfmodel.queueing_models.corrected import CorrectedModel
 from services.tuner.estimator import Estimate, Estimator
 from services.tuner.observation import Observation
 
@@ -28,7 +28,7 @@ START_S = 1e9
 def synthetic_cycle(
     chance: random.Random, cycle: int, noise: float = 0.02, replicas: int = 3
 ) -> list[Observation]:
-    """Replicas at moderate load whose latencies are the exact birth-death model's, times log-normal noise."""
+    """Replicas at moderate load whose latencies are the corrected queueing model's, times log-normal noise."""
     seen = []
     for replica in range(replicas):
         rate, prompt, output = chance.uniform(0.1, 1.0), chance.uniform(200, 3000), chance.uniform(100, 800)
@@ -38,7 +38,7 @@ def synthetic_cycle(
             Workload(prompt, output),
             Limits(64, 128),
         )
-        metrics = BirthDeathModel().analyze(server, rate)
+        metrics = CorrectedModel().analyze(server, rate, ())
         itl = float(metrics.itl_s.mean) * math.exp(chance.gauss(0, noise))
         ttft = float(metrics.ttft_s.mean) * math.exp(chance.gauss(0, noise))
         seen.append(observed(f"r{replica}", cycle, rate, prompt, output, itl, ttft))
@@ -61,9 +61,9 @@ def observed(
         itl_s=itl,
         requests=40.0,
         saturated=False,
-        running=None,
-        waiting=None,
-        occupancy=min(rate * ((ttft or 0.0) + output * itl), 64.0),
+        decoding=min(rate * output * itl, 64.0),
+        decoding_measured=False,
+        served_rps=rate,
         max_batch=64,
         token_budget=8192,
     )

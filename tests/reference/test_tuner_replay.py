@@ -1,133 +1,140 @@
-"""Observations of published control-loop runs whose true parameters are known, through the built-in estimator.
+"""Observations of published control-loop runs whose true parameters are known, through the default estimator.
 
-The published engine sends the first token with the iteration after the prefill (ttft_iterations = 1), and its
-inter-token latency is about one sequence's decode work above the law's, which α absorbs: 1.2 of 8 ms for
-granite, 0.8 of 12 ms for llama. The bounds hold that bias and a margin; they start after three cycles.
+The engine of those runs is an emulator of the law as it was first published (`three-parameter-early`), whose first
+token comes with the iteration after the prefill (ttft_iterations = 1), with noise of about two per cent on what it
+reports; the log has no counts, and its rates are exact.
 """
 
-import csv
-import itertools
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from schemas.base import Quality
-from schemas.fleet import Accelerator, FleetDeclared, LawParameters, Model, ModelProfile
-from schemas.parameters import ParametersEstimated
-from schemas.telemetry import Latency, ReplicaTelemetry, TelemetryObserved
+from services.perfmodel.law import Array
 from services.perfmodel.laws.three_parameter import ThreeParameterLaw
-from services.tuner.core import Setup, State, step
-from services.tuner.estimators.map_window import MapWindow, MapWindowSettings
-from services.tuner.settings import TunerSettings
+from services.perfmodel.laws.three_parameter_early import EarlyThreeParameterLaw
+from services.tuner.estimators.ekf import Ekf, EkfSettings
+from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizonSettings
+from services.tuner.fit import Window, predict
+from services.tuner.observation import observations
+from services.tuner.replay import Recording, Update, profiles_of, read_recordings, replay
+from services.tuner.settings import ObservationSettings
 
+LAW = EarlyThreeParameterLaw()
 TRUTH = {
     "qa-granite": {"alpha_s": 8e-3, "beta_s": 16e-6, "gamma_s": 5e-7},
     "qa-llama": {"alpha_s": 12e-3, "beta_s": 24e-6, "gamma_s": 7.5e-7},
 }
-CYCLE_S = 30.0
-SETUP = Setup(
-    MapWindow(MapWindowSettings(ttft_iterations=1)), {"three-parameter": ThreeParameterLaw()}, TunerSettings()
-)
+RUNS = [(run, server) for run in ("run7b", "run9", "run11") for server in TRUTH]
 
 
-def fleet(server: str, seed: dict[str, float] | None) -> FleetDeclared:
-    parameters = None if seed is None else LawParameters(values=seed)
-    profile = ModelProfile(accelerator="H100", max_batch=128, parameters=parameters)
-    return FleetDeclared(
-        declared_at_s=0,
-        revision="1",
-        accelerators=(Accelerator(name="H100", type="H100", cost_per_hour=75),),
-        models=(Model(name=server, profiles=(profile,)),),
-        service_classes=(),
-        servers=(),
-    )
+@cache
+def recordings(data: Path) -> dict[tuple[str, str], Recording]:
+    found = read_recordings(data / "control-logs" / "replica_observations.csv")
+    return {(one.run, one.server): one for one in found}
 
 
-def cycles(data: Path, run: str, server: str) -> list[TelemetryObserved]:
-    """One message per cycle; the log has a rate per replica and no counts, which follow from it."""
-    with (data / "control-logs" / "replica_observations.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if (row["log"], row["server"]) == (run, server)]
-    found = []
-    for sequence, group in itertools.groupby(rows, key=lambda row: int(row["collect_seq"])):
-        replicas = []
-        for row in group:
-            rate = float(row["arrival_rpm"]) / 60
-            count = rate * 60.0
-            replicas.append(
-                ReplicaTelemetry(
-                    replica=row["pod"],
-                    accelerator="H100",
-                    max_batch=int(row["max_batch"]),
-                    offered_rate_rps=rate,
-                    input_tokens=float(row["in_tok"]),
-                    output_tokens=float(row["out_tok"]),
-                    ttft=Latency(count=count, mean_s=float(row["ttft_ms"]) / 1000),
-                    itl=Latency(count=count, mean_s=float(row["itl_ms"]) / 1000),
-                )
-            )
-        end_s = 1e9 + sequence * CYCLE_S
-        found.append(
-            TelemetryObserved(
-                server=server,
-                model=server,
-                window_start_s=end_s - CYCLE_S,
-                window_end_s=end_s,
-                quality=Quality.OK,
-                replicas=tuple(replicas),
-            )
-        )
-    return found
+@cache
+def replayed(data: Path, run: str, server: str, factors: tuple[float, ...] | None) -> list[Update]:
+    """The run from the truth times factors as the prior, or without a prior."""
+    estimator = MovingHorizon(MovingHorizonSettings(ttft_iterations=1))
+    prior = None
+    if factors is not None:
+        prior = {
+            name: TRUTH[server][name] * factor
+            for name, factor in zip(LAW.parameter_names, factors, strict=True)
+        }
+    return list(replay(recordings(data)[run, server], estimator, LAW, prior, ObservationSettings(), 1))
 
 
-def replay(
-    data: Path, run: str, server: str, seed: dict[str, float] | None
-) -> list[ParametersEstimated | None]:
-    """What was in force after each cycle."""
-    state, _ = step(State(), (), fleet(server, seed), 0.0, SETUP)
-    in_force: list[ParametersEstimated | None] = []
-    for message in cycles(data, run, server):
-        state, outputs = step(state, [message], None, message.window_end_s, SETUP)
-        newest = in_force[-1] if in_force else None
-        in_force.append(outputs.parameters[0] if outputs.parameters else newest)
-    return in_force
+def errors(updates: list[Update], server: str) -> Array:
+    """Relative errors of the parameters in force after three cycles, a row for each update."""
+    rows = [
+        [abs(update.estimate.values[name] / true - 1.0) for name, true in TRUTH[server].items()]
+        for update in updates[3:]
+        if update.estimate is not None
+    ]
+    assert len(rows) >= len(updates) - 6
+    return np.array(rows)
 
 
-@pytest.mark.parametrize("run", ["run7b", "run9", "run11"])
-@pytest.mark.parametrize("server", list(TRUTH))
-@pytest.mark.parametrize("known", [False, True], ids=["without a prior", "from the truth"])
+@pytest.mark.parametrize(("run", "server"), RUNS)
+@pytest.mark.parametrize("factors", [None, (1.0, 1.0, 1.0)], ids=["without a prior", "from the truth"])
 def test_the_parameters_of_a_published_run_are_found_after_three_cycles(
-    reference_data: Path, run: str, server: str, known: bool
+    reference_data: Path, run: str, server: str, factors: tuple[float, ...] | None
 ) -> None:
-    truth = TRUTH[server]
-    in_force = replay(reference_data, run, server, truth if known else None)
-    assert len(in_force) > 40
-    after = [estimate for estimate in in_force[3:] if estimate is not None]
-    assert len(after) >= len(in_force) - 6
-    error = {
-        name: np.array([abs(estimate.values[name] / true - 1) for estimate in after])
-        for name, true in truth.items()
-    }
-    assert error["alpha_s"].max() < 0.20
-    assert error["beta_s"].max() < 0.13
-    # The two young llama pairs see a narrow range of batches at first.
-    assert error["gamma_s"].max() < 0.35
-    assert np.median(error["gamma_s"]) < 0.06
+    found = errors(replayed(reference_data, run, server, factors), server)
+    assert np.all(found.max(axis=0) < (0.05, 0.05, 0.10))
 
 
-@pytest.mark.parametrize("run", ["run7b", "run9", "run11"])
-@pytest.mark.parametrize("server", list(TRUTH))
+def test_half_of_all_updates_are_within_about_one_per_cent_of_the_truth(reference_data: Path) -> None:
+    together = np.concatenate(
+        [errors(replayed(reference_data, run, server, None), server) for run, server in RUNS]
+    )
+    assert np.all(np.median(together, axis=0) < 0.01)
+
+
+@pytest.mark.parametrize(("run", "server"), RUNS)
 def test_a_wrong_prior_is_left_behind_by_the_end_of_a_published_run(
     reference_data: Path, run: str, server: str
 ) -> None:
-    truth = TRUTH[server]
-    seed = {
-        "alpha_s": truth["alpha_s"] * 1.5,
-        "beta_s": truth["beta_s"] * 0.7,
-        "gamma_s": truth["gamma_s"] * 0.7,
-    }
-    last = replay(reference_data, run, server, seed)[-1]
-    assert last is not None
-    assert abs(last.values["alpha_s"] / truth["alpha_s"] - 1) < 0.20
-    assert abs(last.values["beta_s"] / truth["beta_s"] - 1) < 0.10
-    assert abs(last.values["gamma_s"] / truth["gamma_s"] - 1) < 0.10
+    last = errors(replayed(reference_data, run, server, (1.5, 0.7, 0.7)), server)[-1]
+    assert np.all(last < (0.03, 0.03, 0.03))
+
+
+@pytest.mark.parametrize(("run", "server"), RUNS)
+def test_one_step_ahead_the_published_runs_are_predicted_to_their_noise(
+    reference_data: Path, run: str, server: str
+) -> None:
+    updates = replayed(reference_data, run, server, None)
+    itl = [u.itl_error_share for u in updates if u.itl_error_share is not None]
+    ttft = [u.ttft_error_share for u in updates if u.ttft_error_share is not None]
+    # The noise of two per cent, and cycles at the knee beside it.
+    assert np.median(itl) < 0.03
+    assert np.median(ttft) < 0.05
+
+
+def test_the_published_filter_loses_a_run_that_the_default_does_not(reference_data: Path) -> None:
+    """F4, F5: cycles at the knee drive α of granite in run 11 off, here as in the published logs, to 96 % there."""
+    updates = replay(
+        recordings(reference_data)["run11", "qa-granite"],
+        Ekf(EkfSettings(compat=True, ttft_iterations=1)),
+        LAW,
+        TRUTH["qa-granite"],
+        ObservationSettings(),
+        1,
+    )
+    published = errors(list(updates), "qa-granite")
+    found = errors(replayed(reference_data, "run11", "qa-granite", (1.0, 1.0, 1.0)), "qa-granite")
+    assert published[:, 0].max() > 0.25
+    assert found[:, 0].max() < 0.05
+
+
+@pytest.mark.parametrize(("run", "server"), RUNS)
+def test_the_early_law_reproduces_what_the_emulator_reported_and_the_present_one_does_not(
+    reference_data: Path, run: str, server: str
+) -> None:
+    truth = np.array([[TRUTH[server][name] for name in LAW.parameter_names]])
+    left: dict[str, list[float]] = {LAW.name: [], ThreeParameterLaw().name: []}
+    for telemetry in recordings(reference_data)[run, server].windows:
+        found, _ = observations(telemetry, profiles_of(telemetry), ObservationSettings())
+        window = Window.of([seen for _, seen in found])
+        for law in (LAW, ThreeParameterLaw()):
+            times = predict(law, truth, window, 1)
+            calm = times.batch[0] < 0.5 * np.asarray(window.limits.max_batch)
+            left[law.name].extend((window.log_observed[:, 0] - times.log_times[0, :, 0])[calm])
+    assert abs(np.median(left[LAW.name])) < 0.01
+    assert np.median(left[ThreeParameterLaw().name]) > 0.02
+
+
+def test_the_run_on_a_real_engine_is_predicted_within_a_few_per_cent_of_its_inter_token_latency(
+    reference_data: Path,
+) -> None:
+    """Run 12: vLLM on CPU, sixteen rows, no truth; its time to first token holds queueing that no row tells of."""
+    estimator = MovingHorizon(MovingHorizonSettings(ttft_iterations=1))
+    recording = recordings(reference_data)["run12", "vllm-qwen"]
+    updates = list(replay(recording, estimator, LAW, None, ObservationSettings(), 1))
+    itl = [u.itl_error_share for u in updates if u.itl_error_share is not None]
+    assert len(itl) >= 12
+    assert np.median(itl) < 0.08

@@ -1,5 +1,7 @@
 """Every rule can be the one that a decision names, with its reason and the figures that it looked at."""
 
+from dataclasses import replace
+
 import pytest
 from gate_cases import BUILT_IN, NOW_S, ask, case, hold, measure, plan_for, predict, propose, watch
 
@@ -42,6 +44,14 @@ CASES: dict[str, tuple[Case, Verdict]] = {
     "supply": (
         case(ask(A=4), plan_for(3.0, ask(A=5)), inventory=hold(ask(A=4), A=2)),
         Verdict.HOLD,
+    ),
+    "rollback": (
+        replace(
+            case(ask(B=4), ask(B=4), inventory=hold(ask(A=4, B=4), A=4, B=0)),
+            held=ask(A=4, B=4),
+            overdue=frozenset("B"),
+        ),
+        Verdict.CLAMP,
     ),
     "zero": (
         case(

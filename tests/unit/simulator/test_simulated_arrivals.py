@@ -11,6 +11,7 @@ from services.simulator.arrivals import (
     Arrival,
     Curve,
     Lengths,
+    Shape,
     TraceError,
     generate,
     read_azure_trace,
@@ -123,3 +124,16 @@ def test_the_published_trace_is_read_whole(reference_data: Path) -> None:
     assert len(trace) == 19366
     # From 18:15:46.6805900 to 19:14:08.4025270, to the precision of a double of that size.
     assert trace[-1].time_s == pytest.approx(3501.7219370, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cv", "expected_cv"),
+    [(Shape.UNIFORM, 0.5, 0.5), (Shape.EXPONENTIAL, 0.1, 1.0), (Shape.FIXED, 0.1, 0.0)],
+)
+def test_every_shape_of_lengths_has_its_mean_and_its_variation(
+    shape: Shape, cv: float, expected_cv: float
+) -> None:
+    rng = Random(9)
+    drawn = [Lengths(400.0, cv, 100_000, shape).draw(rng) for _ in range(20_000)]
+    assert fmean(drawn) == pytest.approx(400.0, rel=0.03)
+    assert pstdev(drawn) / fmean(drawn) == pytest.approx(expected_cv, abs=0.02)

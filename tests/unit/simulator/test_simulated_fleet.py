@@ -327,3 +327,36 @@ def test_load_is_spread_over_equal_replicas() -> None:
     fleet.advance(ORIGIN_S + 300.0)
     served = [pod.engine.requests_total for pod in fleet.servers["alpha"].pods()]
     assert min(served) > 0.8 * max(served)
+
+
+def test_a_speed_change_holds_for_every_replica_of_its_kind_and_for_those_to_come() -> None:
+    fleet = new_fleet(replicas=2)
+    change = {"kind": "speed-change", "server": "alpha", "accelerator": "H100", "factor": 2.0}
+    fleet.inject(FAULTS.validate_python(change))
+    fleet.scale("alpha", "H100", 3)
+    fleet.advance(ORIGIN_S + 200.0)
+    factors = [pod.engine.slow_factor for pod in fleet.servers["alpha"].pods()]
+    assert factors == [2.0, 2.0, 2.0]
+    assert all(pod.engine.slow_factor == 1.0 for pod in fleet.servers["beta"].pods())
+    one = fleet.servers["alpha"].pods()[0]
+    fleet.inject(FAULTS.validate_python({"kind": "slow-replica", "pod": one.name, "factor": 3.0}))
+    assert one.engine.slow_factor == 6.0
+    fleet.inject(FAULTS.validate_python({"kind": "replica-crash", "pod": one.name}))
+    assert one.engine.slow_factor == 2.0
+
+
+def test_a_drift_comes_to_its_factor_gradually() -> None:
+    fleet = new_fleet(replicas=1)
+    drift = {
+        "kind": "speed-change",
+        "server": "alpha",
+        "accelerator": "H100",
+        "factor": 4.0,
+        "over_s": 100.0,
+    }
+    fleet.inject(FAULTS.validate_python(drift))
+    (pod,) = fleet.servers["alpha"].pods()
+    fleet.advance(ORIGIN_S + 50.5)
+    assert pod.engine.slow_factor == pytest.approx(2.0, rel=1e-9)
+    fleet.advance(ORIGIN_S + 101.0)
+    assert pod.engine.slow_factor == pytest.approx(4.0, rel=1e-9)

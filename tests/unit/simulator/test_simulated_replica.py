@@ -1,7 +1,7 @@
 """The engine of a replica, against a loop that carries out one iteration at a time."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, count
 
 import pytest
@@ -51,9 +51,15 @@ def one_iteration_at_a_time(
             size = min(budget, request.inputs)
             chunks.append((request, size))
             budget -= size
-        computed = len(decoding) + sum(size for _, size in chunks)
-        read = sum(r.inputs + r.produced for r in decoding) + sum(r.prefilled + size for r, size in chunks)
-        duration_s = law.alpha_s + law.beta_s * computed + law.gamma_s * read
+        duration_s = law.alpha_s
+        for request in decoding:
+            each_s = law.beta_s if law.decode_s is None else law.decode_s
+            duration_s += each_s + law.gamma_s * (request.inputs + request.produced)
+        for request, size in chunks:
+            end = request.prefilled + size
+            each_s = law.gamma_s if law.prefill_read_s is None else law.prefill_read_s
+            duration_s += law.beta_s * size + each_s * end
+            duration_s += law.prefill_square_s * (end**2 - request.prefilled**2)
         now_s += duration_s
         for request in decoding:
             request.produced += 1
@@ -81,6 +87,10 @@ laws = st.builds(
     gamma_s=st.one_of(st.just(0.0), st.floats(min_value=1e-7, max_value=1e-5)),
     token_budget=st.sampled_from([8, 64, 512, 8192]),
     kv_tokens=st.sampled_from([None, 600, 2000]),
+    decode_s=st.none() | st.floats(min_value=0.0, max_value=1e-3),
+    prefill_read_s=st.none() | st.just(0.0),
+    prefill_square_s=st.sampled_from([0.0, 1e-8]),
+    overhead_s=st.just(0.0),
 )
 
 
@@ -225,3 +235,16 @@ def test_a_series_of_gaps_is_counted_as_if_one_by_one(
     # A gap that lies on an edge up to rounding may be counted on either side of it.
     for ours, theirs in zip(accumulate(whole.counts), accumulate(single.counts), strict=True):
         assert abs(ours - theirs) <= times
+
+
+def test_overhead_outside_the_engine_is_in_every_latency_and_between_no_tokens() -> None:
+    plain = EngineParameters(alpha_s=0.01, beta_s=1e-5, gamma_s=0.0, token_budget=8192, kv_tokens=None)
+    sums = []
+    for law in (plain, replace(plain, overhead_s=0.5)):
+        engine = Engine(law, 4)
+        engine.submit(Request(0.0, 100, 11), 0.0)
+        engine.advance(10.0)
+        sums.append(
+            (engine.ttft.sum, engine.e2e_latency.sum, engine.itl.sum, engine.time_per_output_token.sum)
+        )
+    assert sums[1] == pytest.approx((sums[0][0] + 0.5, sums[0][1] + 0.5, sums[0][2], sums[0][3]))

@@ -11,6 +11,7 @@ from aiohttp import ClientConnectorError, ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
+from schemas.telemetry import TelemetryObserved
 from services.simulator.exposition import render
 from services.simulator.fleet import Fleet
 from services.simulator.plant import Plant
@@ -285,3 +286,24 @@ def test_a_replicas_page_takes_less_than_a_millisecond() -> None:
         render([pod], [], fleet.now_s)
         durations_s.append(perf_counter() - start_s)
     assert min(durations_s) < 1e-3
+
+
+async def test_a_proposed_calibration_is_carried_out_and_its_measurements_can_be_read(
+    client: TestClient[Any, Any], clock: HandClock
+) -> None:
+    proposal = {
+        "model": 'a "quoted" model',
+        "accelerator": "H100",
+        "points": [{"rate_rps": 1.0, "input_tokens": 200, "output_tokens": 50}],
+        "reason": "not identified",
+        "proposed_at_s": ORIGIN_S,
+    }
+    started = await (await client.post("/calibrations", json=proposal)).json()
+    assert started["ends_at_s"] > ORIGIN_S + 300.0
+    assert (await (await client.get("/calibrations")).json())["windows"] == []
+    clock.time_s = started["ends_at_s"] + 1.0
+    (window,) = (await (await client.get("/calibrations")).json())["windows"]
+    assert TelemetryObserved.model_validate(window).replicas[0].itl is not None
+    refused = await client.post("/calibrations", json={**proposal, "model": "other"})
+    assert refused.status == 404
+    assert (await client.post("/calibrations", json={**proposal, "points": []})).status == 422

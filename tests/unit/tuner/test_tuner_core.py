@@ -14,11 +14,13 @@ from schemas.parameters import Health
 from schemas.telemetry import Latency, ReplicaTelemetry, TelemetryObserved
 from services.perfmodel.laws.three_parameter import ThreeParameterLaw
 from services.tuner.core import Setup, Skipped, State, dump, key_of, load, parameters_in_force, step
-from services.tuner.estimators.map_window import MapWindow, MapWindowSettings
+from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizonSettings
 from services.tuner.observation import Excluded
 from services.tuner.settings import TunerSettings
 
-SETUP = Setup(MapWindow(MapWindowSettings()), {"three-parameter": ThreeParameterLaw()}, TunerSettings())
+SETUP = Setup(
+    MovingHorizon(MovingHorizonSettings()), {"three-parameter": ThreeParameterLaw()}, TunerSettings()
+)
 VALUES = {"alpha_s": 8e-3, "beta_s": 16e-6, "gamma_s": 5e-7}
 PARAMETERS = LawParameters(values=VALUES)
 NOW_S = 1e9
@@ -217,7 +219,7 @@ def test_a_snapshot_loaded_before_the_fleet_arrives_is_not_started_again() -> No
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{}", b"[]", b"7", b'{"version": 0, "estimator": "map-window"}', b"\xff\xfe"]
+    "raw", [b"", b"{}", b"[]", b"7", b'{"version": 0, "estimator": "moving-horizon"}', b"\xff\xfe"]
 )
 def test_a_snapshot_that_cannot_be_read_is_a_value_error_that_names_its_key(raw: bytes) -> None:
     with pytest.raises(ValueError, match="A100"):

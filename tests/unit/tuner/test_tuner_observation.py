@@ -58,7 +58,7 @@ def test_a_healthy_window_becomes_one_observation_with_the_limits_of_its_profile
     seen = the_one(window(replica()))
     assert (seen.rate_rps, seen.ttft_s, seen.itl_s, seen.saturated) == (1.0, 0.05, 0.012, False)
     assert (seen.max_batch, seen.token_budget) == (64, 4096)
-    assert seen.occupancy == pytest.approx(0.05 + 200 * 0.012)
+    assert seen.served_rps == 1.0
 
 
 def test_the_batch_limit_that_the_replica_reports_beats_that_of_its_profile() -> None:
@@ -117,7 +117,7 @@ def test_the_first_window_of_a_new_configuration_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     "overload",
-    [{"waiting": 7}, {"completed_rate_rps": 0.5}],
+    [{"waiting": 7}, {"waiting": None, "completed_rate_rps": 0.5}],
     ids=["a queue of a tenth of the batch", "half as many completed as offered"],
 )
 def test_a_saturated_replica_is_kept_without_its_time_to_first_token(overload: dict[str, Any]) -> None:
@@ -125,6 +125,17 @@ def test_a_saturated_replica_is_kept_without_its_time_to_first_token(overload: d
     assert seen.saturated
     assert seen.ttft_s is None
     assert seen.itl_s == 0.012
+
+
+def test_gaps_counted_by_token_measure_the_batch_whatever_the_count_of_requests() -> None:
+    seen = the_one(window(replica(offered_rate_rps=0.5)))
+    assert (seen.decoding, seen.decoding_measured) == (pytest.approx(12_000 * 0.012 / 60), True)
+    by_request = the_one(window(replica(itl=Latency(count=60, mean_s=0.012))))
+    assert (by_request.decoding, by_request.decoding_measured) == (pytest.approx(200 * 0.012), False)
+
+
+def test_a_window_that_ends_at_another_load_than_it_had_is_left_out() -> None:
+    assert why_not(window(replica(running=40))) == {Excluded.TRANSIENT: 1}
 
 
 def test_one_waiting_request_hides_the_time_to_first_token_and_is_no_saturation() -> None:
@@ -139,3 +150,18 @@ def test_the_queue_of_the_server_counts_where_the_replica_does_not_tell_its_own(
 def test_a_few_arrivals_more_than_completions_are_chance() -> None:
     seen = the_one(window(replica(offered_rate_rps=0.2, completed_rate_rps=0.15)))
     assert not seen.saturated
+
+
+def test_arrivals_that_outrun_completions_beside_an_empty_queue_are_a_ramp() -> None:
+    seen = the_one(window(replica(waiting=0, completed_rate_rps=0.5)))
+    assert (seen.saturated, seen.served_rps) == (False, 1.0)
+
+
+def test_more_requests_than_places_hide_the_time_to_first_token_where_the_queue_is_unknown() -> None:
+    seen = the_one(window(replica(waiting=None, ttft=Latency(count=60, mean_s=70.0))))
+    assert (seen.ttft_s, seen.saturated) == (None, False)
+
+
+def test_completions_missed_at_the_edges_of_the_window_change_nothing() -> None:
+    seen = the_one(window(replica(completed_rate_rps=0.7)))
+    assert seen.served_rps == 1.0

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from schemas.parameters import Health
-from services.tuner.estimators.map_window import MapWindow, MapWindowSettings, distinct_points, most_diverse
-from services.tuner.fit import Window, noise, predict
+from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizonSettings
+from services.tuner.fit import Window, noise, predict, waiting
+from services.tuner.memory import Memory, distinct_points, most_diverse
 from services.tuner.observation import Observation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
 
 from estimator_suite import LAW, START_S, TRUTH, cycles_of, learned, observed, synthetic_cycle, worst_error
 
-ESTIMATOR = MapWindow(MapWindowSettings())
+ESTIMATOR = MovingHorizon(MovingHorizonSettings())
 
 
 def one_point(cycles: int, noise_share: float = 0.0) -> list[list[Observation]]:
@@ -88,21 +89,29 @@ def test_latencies_that_the_law_cannot_explain_make_the_set_suspect() -> None:
 
 
 def test_a_full_batch_teaches_through_the_inter_token_latency_at_that_batch() -> None:
-    full = replace(observed("r", 0, 50.0, 1000, 300, 0.02, None), saturated=True, running=48.0)
+    full = replace(
+        observed("r", 0, 50.0, 1000, 300, 0.02, None), saturated=True, decoding=48.0, served_rps=0.0
+    )
     truth = np.array([[TRUTH[name] for name in LAW.parameter_names]])
     window = Window.of([full])
     expected = LAW.inter_token_time(truth[0], 48.0, window.workload, 8192)
-    assert np.exp(predict(LAW, truth, window).log_times[0, 0, 0]) == pytest.approx(
+    assert np.exp(predict(LAW, truth, window, 0).log_times[0, 0, 0]) == pytest.approx(
         float(expected[0]), rel=1e-12
     )
 
 
-def test_the_noise_grows_towards_the_knee_and_falls_with_requests() -> None:
-    few, many = observed("a", 0, 1, 100, 100, 0.01, 0.05), observed("b", 0, 1, 100, 100, 0.01, 0.05)
-    window = Window.of([replace(few, requests=4.0), replace(many, requests=400.0)])
-    calm, knee = (noise(window, np.full(2, fullness), 0.04, 0.3) for fullness in (0.1, 0.8))
-    assert np.all(knee > calm)
-    assert np.all(calm[0] > calm[1])
+def test_the_noise_falls_with_requests_and_waiting_leaves_the_first_token_in_doubt_as_the_batch_fills() -> (
+    None
+):
+    base = observed("a", 0, 1.0, 1000, 300, 0.012, 0.05)
+    fuller = replace(base, served_rps=10.0, decoding=39.0)
+    window = Window.of([replace(base, requests=4.0), replace(base, requests=400.0), fuller])
+    truth = np.array([[TRUTH[name] for name in LAW.parameter_names]])
+    found = predict(LAW, truth, window, 0)
+    few, many, _ = noise(window, found, 0.03, 0.1)[0]
+    assert np.all(few > many)
+    doubt = waiting(window, found)[0]
+    assert doubt[0] < 1e-4 < 1.0 < doubt[2]
 
 
 def test_slow_drift_of_the_engine_is_followed() -> None:
@@ -123,23 +132,29 @@ def test_slow_drift_of_the_engine_is_followed() -> None:
 
 
 def test_the_diverse_set_keeps_what_is_unlike_the_rest() -> None:
-    alike = [observed(f"r{i}", i, 1.0 + 0.001 * i, 1000, 100, 0.01, 0.05) for i in range(30)]
-    unlike = observed("unlike", 0, 20.0, 4000, 700, 0.05, 0.2)
+    alike = [(i, observed(f"r{i}", i, 1.0 + 0.001 * i, 1000, 100, 0.01, 0.05)) for i in range(30)]
+    unlike = (0, observed("unlike", 0, 20.0, 4000, 700, 0.05, 0.2))
     kept = most_diverse((unlike, *alike), 5)
     assert len(kept) == 5
     assert unlike in kept
 
 
+def test_the_newest_cycle_is_kept_whole_however_many_replicas_it_has() -> None:
+    seen = [observed(f"r{i}", 0, 1.0, 1000, 100, 0.01, 0.05) for i in range(30)]
+    memory = Memory().extended(1, seen, newest=20, diverse=60)
+    assert [one for _, one in memory.newest] == seen
+
+
 def test_operating_points_are_distinct_by_batch_or_by_tokens() -> None:
     base = observed("r", 0, 1.0, 1000, 100, 0.01, 0.05)
-    assert not distinct_points([base, replace(base, rate_rps=1.05)], 1.25)
+    assert not distinct_points([base, replace(base, decoding=base.decoding * 1.05)], 1.25)
     assert distinct_points([base, replace(base, input_tokens=2000)], 1.25)
-    assert distinct_points([base, replace(base, occupancy=base.occupancy * 3)], 1.25)
+    assert distinct_points([base, replace(base, decoding=base.decoding * 3.0)], 1.25)
 
 
 def test_a_decode_iteration_within_the_time_to_first_token_is_taken_off_when_told() -> None:
     cycles = [[replace(o, ttft_s=(o.ttft_s or 0) + o.itl_s) for o in seen] for seen in cycles_of(13, 12)]
-    told = MapWindow(MapWindowSettings(ttft_iterations=1))
+    told = MovingHorizon(MovingHorizonSettings(ttft_iterations=1))
     _, estimate = learned(told, told.start(TRUTH, LAW), cycles)
     assert estimate is not None
     assert worst_error(estimate) < 0.15
