@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,19 +83,21 @@ class Columns:
 def ordered(problem: Problem) -> Problem:
     """The same problem with servers by name and candidates best first, so that no order of input matters."""
     servers = sorted(problem.servers, key=lambda s: s.server)
-    return replace(
-        problem,
-        servers=tuple(
-            replace(s, candidates=tuple(sorted(s.candidates, key=Candidate.rank))) for s in servers
-        ),
-    )
+    return replace(problem, servers=tuple(map(_best_first, servers)))
+
+
+def _best_first(server: ServerProblem) -> ServerProblem:
+    best_first = tuple(sorted(server.candidates, key=Candidate.rank))
+    return server if best_first == server.candidates else replace(server, candidates=best_first)
 
 
 def columns_of(problem: Problem) -> Columns:
     """The columns of an ordered problem."""
-    flat = [(s, c) for s in problem.servers for c in s.candidates]
+    flat = [c for s in problem.servers for c in s.candidates]
+    server = np.repeat(np.arange(len(problem.servers)), [len(s.candidates) for s in problem.servers])
     limits = limits_of(problem)
-    share = np.array([c.served_share if c.replicas else 1.0 for _, c in flat])
+    replicas = _each(flat, "replicas").astype(np.int64)
+    share = np.where(replicas > 0, _each(flat, "served_share"), 1.0)
     full = share >= 1.0 - SERVED_ROUNDING
     rate = np.array([s.rate_rps for s in problem.servers])
     weight = np.ones_like(rate)
@@ -102,12 +105,12 @@ def columns_of(problem: Problem) -> Columns:
         # A server without load still counts, less than any load could.
         weight = np.where(rate > 0, rate, 1e-3 * min(rate[rate > 0], default=1.0))
     return Columns(
-        server=np.repeat(np.arange(len(problem.servers)), [len(s.candidates) for s in problem.servers]),
-        replicas=np.array([c.replicas for _, c in flat], dtype=np.int64),
-        value=np.array([c.value for _, c in flat], dtype=np.float64),
+        server=server,
+        replicas=replicas,
+        value=_each(flat, "value"),
         share=share,
         full=full,
-        units=_units(limits, flat),
+        units=_units(problem, limits, flat, server),
         most=np.array([limit.most for limit in limits], dtype=np.float64),
         cards=tuple((i, limit.name) for i, limit in enumerate(limits) if limit.kind is LimitKind.CARDS),
         starts=np.concatenate([[0], np.cumsum([len(s.candidates) for s in problem.servers])]).astype(
@@ -121,17 +124,24 @@ def columns_of(problem: Problem) -> Columns:
     )
 
 
-def _units(limits: Sequence[Limit], flat: Sequence[tuple[ServerProblem, Candidate]]) -> Array:
+def _each(candidates: Sequence[Candidate], name: str) -> Array:
+    """A number of every candidate."""
+    return np.fromiter(map(attrgetter(name), candidates), dtype=np.float64, count=len(candidates))
+
+
+def _units(problem: Problem, limits: Sequence[Limit], candidates: Sequence[Candidate], server: Ints) -> Array:
     """How much of each limit a replica of each column uses, shape (R, C)."""
-    units = np.zeros((len(limits), len(flat)))
-    types = np.array([c.type for _, c in flat])
-    cards = np.array([c.units_per_replica for _, c in flat], dtype=np.float64)
+    units = np.zeros((len(limits), len(candidates)))
+    cards = {limit.name: row for row, limit in enumerate(limits) if limit.kind is LimitKind.CARDS}
+    if cards:
+        # Most limits are of this kind, and large fleets have many candidates.
+        rows = np.fromiter((cards[c.type] for c in candidates), dtype=np.int64, count=len(candidates))
+        units[rows, np.arange(len(candidates))] = _each(candidates, "units_per_replica")
     for row, limit in enumerate(limits):
-        if limit.kind is LimitKind.CARDS:
-            # Most limits are of this kind, and large fleets have many candidates.
-            units[row] = np.where(types == limit.name, cards, 0.0)
-        else:
-            units[row] = [limit.use(s, c) for s, c in flat]
+        if limit.kind is not LimitKind.CARDS:
+            units[row] = [
+                limit.use(problem.servers[s], c) for s, c in zip(server.tolist(), candidates, strict=True)
+            ]
     return units
 
 

@@ -4,7 +4,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import sparse
 
 from schemas.fleet import Served
 from schemas.plan import SolveStatus
@@ -19,25 +18,25 @@ from services.optimizer.solvers.columns import (
     ordered,
     outcome_of,
     positions,
-    served_wholly,
     solution_of,
 )
-from services.optimizer.solvers.formulation import formulate
-from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
-from services.optimizer.solvers.highs import Answer, Program, deadline, left, require_highs, solve_integer
-from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, levels_of, optimise
+from services.optimizer.solvers.highs import deadline, left, require_highs
+from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, levels_of
 from services.optimizer.solvers.placement import NONE, Placement
-from services.optimizer.solvers.prices import Dual, Priced, best_prices
+from services.optimizer.solvers.prices import Dual, Priced, best_prices, nearby
 
 # Of the time that there is, the shares after which the prices of service, and the search as a whole, have had
 # theirs; the rest is for the last bound.
 SERVE_SHARE, SEARCH_SHARE = 0.5, 0.8
-# Without a time limit, seconds for the small exact program; and the gap at which it ends.
-REPAIR_S, NEARBY_GAP = 10.0, 1e-3
+# Service missed, as a share of all of a class, that is searched for no further; columns of small exact programs
+# beside one for each server.
+CLOSE_SERVICE = 5e-3
+SERVED_MORE, VALUE_MORE = 80, (150, 600)
+# With so few left out, serving everyone is tried exactly.
+ALMOST = 0.05
 COLUMNS_TRIED = 4
 ROOM_FAILURES = 40
-# A share of a column from which it counts as chosen, and the weight of the value where prices alone tie.
-WHOLE = 1.0 - 1e-6
+# The weight of the value where prices alone tie.
 TIE = 1e-9
 # Where everything within this of the bound is as good, the search ends.
 CLOSE_ENOUGH = 1e-9
@@ -48,7 +47,7 @@ class LagrangianSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    gap_share: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    gap_share: Annotated[float, Field(ge=0, lt=1)] = 5e-4
     """Distance to the bound, as a share of the cost, below which nothing more is tried."""
 
 
@@ -72,18 +71,18 @@ class LagrangianSolver:
             return SolveOutcome(SolveStatus.OPTIMAL, Solution({}), 0.0, 0.0)
         end, search_end = deadline(time_limit_s), deadline(_part(time_limit_s, SEARCH_SHARE))
         columns = columns_of(problem)
-        greedy = GreedySolver(GreedySettings()).solve(problem, None).solution
-        best = _placed(columns, positions(problem, greedy))
+        best, dual = _everyone(columns, self.settings.gap_share, search_end)
         served_bounds: dict[int, float] = {}
-        near = np.zeros(len(columns.server), dtype=bool)
         if not best.served.all():
-            best, served_bounds = _serve(columns, best, near, deadline(_part(time_limit_s, SERVE_SHARE)))
-        dual = Certificate(columns, best).dual(near, search_end)
+            best, served_bounds = _serve(columns, best, deadline(_part(time_limit_s, SERVE_SHARE)))
+            if not best.served.all():
+                dual = Certificate(columns, best).dual(search_end)
         if best.value > dual.bound + self.settings.gap_share * abs(best.value) or served_bounds:
-            best = _cheapen(columns, best, Certificate(columns, best), dual, search_end)
-            seconds = REPAIR_S if time_limit_s is None else left(search_end)
-            best = _better(columns, _nearby(columns, best, near, self.settings.gap_share, seconds), best)
-            dual = Certificate(columns, best).dual(near, end, dual.prices)
+            proven_of = _vector(columns, best)[:-1]
+            best = _cheapen(columns, best, dual, search_end)
+            best = _improved(columns, best, dual, self.settings.gap_share, search_end)
+            if _vector(columns, best)[:-1] != proven_of:
+                dual = Certificate(columns, best).dual(end, dual.prices)
         solution = solution_of(problem, best.chosen)
         proven = best.value <= dual.bound + CLOSE_ENOUGH * max(1.0, abs(best.value)) and all(
             _reached(columns, best, p) >= bound - LEVEL_ROUNDING for p, bound in served_bounds.items()
@@ -101,8 +100,7 @@ def value_bound(problem: Problem, solution: Solution, seconds: float | None) -> 
     problem = ordered(problem)
     columns = columns_of(problem)
     placement = _placed(columns, positions(problem, solution))
-    near = np.zeros(len(columns.server), dtype=bool)
-    return Certificate(columns, placement).dual(near, deadline(seconds)).bound
+    return Certificate(columns, placement).dual(deadline(seconds)).bound
 
 
 def _part(time_limit_s: float | None, share: float) -> float | None:
@@ -141,33 +139,56 @@ def _vector(columns: Columns, placement: Placement) -> tuple[float, ...]:
 
 
 def _better(columns: Columns, one: Placement, other: Placement) -> Placement:
+    # HiGHS keeps rows but for its tolerance.
+    if (one.rest < 0).any():
+        return other
     return one if _vector(columns, one) > _vector(columns, other) else other
 
 
-def _nearby(columns: Columns, best: Placement, near: Flags, gap_share: float, seconds: float) -> Placement:
-    """The best placement of the columns that prices asked for, and those of a placement: a small exact program."""
-    near = near.copy()
-    near[best.column[best.column != NONE]] = True
-    some = columns.only(near)
-    places = np.cumsum(near) - 1
-    start = {int(places[column]): replicas for column, replicas in best.chosen.items()}
-    choices = formulate(some, (), served_wholly(some, start))
-    end = deadline(seconds)
+def _everyone(columns: Columns, gap_share: float, end: float) -> tuple[Placement, Dual]:
+    """A placement near the least value of serving everyone, and the prices of that, whether it can be done or not."""
+    everyone = np.ones(columns.servers, dtype=bool)
+    full = np.zeros(columns.servers, dtype=bool)
+    full[columns.server[columns.full]] = True
+    problem = Priced(
+        cost=columns.value,
+        rows=columns.use,
+        limit=columns.most,
+        server=columns.server,
+        starts=columns.starts,
+        usable=columns.full,
+        must=full,
+    )
+    dual = best_prices(problem, end)
+    priced = columns.value + dual.prices @ columns.use
+    placement = Placement(columns)
+    _take_cheapest(placement, priced, everyone)
+    unserved = int((full & ~placement.served).sum())
+    if 0 < unserved <= ALMOST * columns.servers and dual.bound < _most(problem):
+        for more in VALUE_MORE:
+            chosen = nearby(problem, dual.prices, None, more, end, gap_share)
+            if chosen.size:
+                made = _placed(columns, {int(c): int(columns.replicas[c]) for c in chosen})
+                placement = _better(columns, made, placement)
+                break
+    placement = _completed(columns, placement, priced, end)
+    if placement.served.all():
+        placement.improve(end)
+    return placement, dual
 
-    def search(program: Program, begin: Array | None, limit: float) -> Answer:
-        # A level may not take all the time of those after it.
-        return solve_integer(program, begin, limit / 2, max(gap_share, NEARBY_GAP))
 
-    result = optimise(choices.formulation(), levels_of(some), choices.encode(start), search, end)
-    back = np.flatnonzero(near)
-    return _placed(columns, {int(back[c]): replicas for c, replicas in choices.decode(result.x).items()})
+def _most(problem: Priced) -> float:
+    """What no choice of a column for every server costs more than."""
+    cost = np.where(problem.usable, problem.cost, -np.inf)
+    most = np.maximum.reduceat(cost, problem.starts[:-1])
+    return float(most[problem.must].sum())
 
 
-def _serve(columns: Columns, first: Placement, near: Flags, end: float) -> tuple[Placement, dict[int, float]]:
+def _serve(columns: Columns, first: Placement, end: float) -> tuple[Placement, dict[int, float]]:
     """Class after class: prices of serving it beside those before, a placement near their shares, room.
 
-    first: a placement to begin with. near: marked with the columns that prices asked for. Returns the best
-    placement and, by priority, the most weight that can be served given what the classes before reached.
+    first: a placement to begin with. Returns the best placement and, by priority, the most weight that can be
+    served given what the classes before reached.
     """
     best, bounds = first, {}
     for priority in np.unique(columns.priority).tolist():
@@ -176,25 +197,40 @@ def _serve(columns: Columns, first: Placement, near: Flags, end: float) -> tuple
             bounds[priority] = float(columns.weight[of].sum())
             continue
         problem = _service_problem(columns, priority, best)
-        dual = best_prices(problem, best.column[best.served], end)
-        near |= dual.entered
+        dual = best_prices(problem, end)
         priced = dual.prices[: len(columns.most)] @ best.use + TIE * columns.value
+        fresh = Placement(columns)
+        wanted = problem.must | (problem.least(problem.priced(dual.prices)) < 0)
+        _take_cheapest(fresh, problem.priced(dual.prices), wanted)
         for made in (
-            _rounded(columns, dual.share, priced, columns.priority <= priority, end),
+            _completed(columns, fresh, priced, end),
             _extended(columns, best, priced, priority, end),
         ):
             best = _better(columns, made, best)
+        missed = -dual.bound - _reached(columns, best, priority)
+        if missed > CLOSE_SERVICE * float(columns.weight[of].sum()):
+            served = best.column[best.served & (columns.priority <= priority)]
+            chosen = nearby(problem, dual.prices, served, SERVED_MORE, end, CLOSE_SERVICE)
+            made = _placed(columns, {int(c): int(columns.replicas[c]) for c in chosen})
+            best = _better(columns, _completed(columns, made, priced, end), best)
         bounds[priority] = max(-dual.bound, _reached(columns, best, priority))
     return best, bounds
 
 
-def _rounded(columns: Columns, share: Array, priced: Array, of: Flags, end: float) -> Placement:
-    """A placement of some servers: whole shares as they are, the others by price; then best effort."""
-    placement = Placement(columns)
-    for column in np.flatnonzero((share > WHOLE) & of[columns.server] & columns.full).tolist():
+def _take_cheapest(placement: Placement, priced: Array, of: Flags) -> None:
+    """Gives some servers their full column of least price as far as they fit, for whom it matters most first."""
+    columns = placement.columns
+    full = np.where(columns.full & of[columns.server], priced, np.inf)
+    least = np.minimum.reduceat(full, columns.starts[:-1])
+    hits = np.flatnonzero((full == least[columns.server]) & np.isfinite(full))
+    first = hits[np.unique(columns.server[hits], return_index=True)[1]]
+    full[first] = np.inf
+    margin = (
+        np.minimum.reduceat(full, columns.starts[:-1])[columns.server[first]] - least[columns.server[first]]
+    )
+    for column in first[np.argsort(-margin, kind="stable")].tolist():
         if (placement.use[:, column] <= placement.rest).all():
             placement.give(column)
-    return _completed(columns, placement, priced, end)
 
 
 def _extended(columns: Columns, best: Placement, priced: Array, priority: int, end: float) -> Placement:
@@ -253,19 +289,19 @@ def _fill(columns: Columns, placement: Placement, of: Flags, priced: Array, whol
 def _service_problem(columns: Columns, priority: int, best: Placement) -> Priced:
     """Serving the most weight of a class while those before keep what they reached; its cost is negative."""
     certain = np.zeros(columns.servers, dtype=bool)
-    rows, limits = [sparse.csr_matrix(columns.use)], [columns.most]
+    rows, limits = [columns.use], [columns.most]
     for p in np.unique(columns.priority[columns.priority < priority]).tolist():
         of = columns.priority == p
         if best.served[of].all():
             certain |= of
             continue
         gain = np.where(of[columns.server] & columns.full, columns.weight[columns.server], 0.0)
-        rows.append(sparse.csr_matrix(-gain))
+        rows.append(-gain)
         limits.append(np.array([-_reached(columns, best, p) * (1 - CLOSE_ENOUGH)]))
     of = columns.priority == priority
     return Priced(
         cost=np.where(of[columns.server] & columns.full, -columns.weight[columns.server], 0.0),
-        rows=sparse.csr_matrix(sparse.vstack(rows)),
+        rows=np.vstack(rows),
         limit=np.concatenate(limits),
         server=columns.server,
         starts=columns.starts,
@@ -274,41 +310,53 @@ def _service_problem(columns: Columns, priority: int, best: Placement) -> Priced
     )
 
 
-def _cheapen(
-    columns: Columns, best: Placement, certificate: "Certificate", dual: Dual, end: float
-) -> Placement:
-    """The servers that are served, placed near the shares of the least value, then moved while that helps."""
+def _cheapen(columns: Columns, best: Placement, dual: Dual, end: float) -> Placement:
+    """The servers that are served, placed under prices, then moved while that helps."""
     priced = columns.value + dual.prices[: len(columns.most)] @ best.use
-    share = np.zeros(len(columns.server))
-    np.add.at(share, certificate.column[certificate.whole], dual.share[certificate.whole])
-    served = best.served
-    rounded = _rounded(columns, share, priced, np.ones(columns.servers, dtype=bool), end)
-    kept = best.copy()
+    kept, served = best.copy(), best.served
     for server in np.flatnonzero(served).tolist():
         kept.take(server)
-    for column in np.flatnonzero((share > WHOLE) & served[columns.server] & columns.full).tolist():
-        if (kept.use[:, column] <= kept.rest).all():
-            kept.give(column)
+    _take_cheapest(kept, priced, served)
     for priority in np.unique(columns.priority).tolist():
         _place_class(columns, kept, served & (columns.priority == priority), priced, end)
-    for one in (kept, rounded):
-        one.improve(end)
-        best = _better(columns, one, best)
+    kept.improve(end)
+    best = _better(columns, kept, best)
     best.improve(end)
     return best
+
+
+def _improved(columns: Columns, given: Placement, dual: Dual, gap_share: float, end: float) -> Placement:
+    """The placement of least value that serves the same servers, among what is cheapest under prices."""
+    served = given.served
+    rest = given.copy()
+    for server in np.flatnonzero(served).tolist():
+        rest.take(server)
+    problem = Priced(
+        cost=columns.value,
+        rows=given.use,
+        limit=rest.rest,
+        server=columns.server,
+        starts=columns.starts,
+        usable=columns.full & served[columns.server],
+        must=served,
+    )
+    prices = dual.prices[: len(columns.most)]
+    for column in nearby(problem, prices, given.column[served], VALUE_MORE[0], end, gap_share).tolist():
+        rest.give(column)
+    return _better(columns, rest, given)
 
 
 class Certificate:
     """A bound on the value of every placement that serves each class, and carries of it, as much as a given one.
 
-    Best effort is linear in its replicas, so of each column one replica and all but one are enough.
+    Best effort is linear in its replicas, so of each column one replica and all but one are enough, beside what is
+    given.
     """
 
     def __init__(self, columns: Columns, placement: Placement) -> None:
         served = placement.served
         self._whole = {int(p) for p in np.unique(columns.priority) if served[columns.priority == p].all()}
         self._must: Flags = np.isin(columns.priority, list(self._whole))
-        self._value = placement.value
         vector = _vector(columns, placement)
         self.columns = columns
         self._levels = [
@@ -316,24 +364,29 @@ class Certificate:
             for level, reached in zip(levels_of(columns), vector, strict=False)
             if level.priority not in self._whole
         ]
+        self.placement = placement
         self.column, self.replicas = self._extended()
         self.whole: Flags = self.replicas == columns.replicas[self.column]
-        # What is given in part lies between one replica and all but one.
-        given = placement.replicas[columns.server[self.column]]
-        partly = ~self.whole & (given < columns.replicas[self.column])
+        server = columns.server[self.column]
         self._first = np.flatnonzero(
-            (self.column == placement.column[columns.server[self.column]])
-            & ((self.replicas == given) | partly)
+            (self.column == placement.column[server]) & (self.replicas == placement.replicas[server])
         )
         self.problem = self._problem()
 
     def _extended(self) -> tuple[Ints, Ints]:
-        columns = self.columns
+        columns, given = self.columns, self.placement
         every = np.arange(len(columns.server))
         partial = np.flatnonzero(columns.best_effort & ~self._must[columns.server] & (columns.replicas >= 2))
-        column = np.concatenate([every, partial, partial])
+        mine = np.flatnonzero((given.replicas > 1) & (given.column != NONE))
+        mine = mine[given.replicas[mine] < columns.replicas[given.column[mine]] - 1]
+        column = np.concatenate([every, partial, partial, given.column[mine]])
         replicas = np.concatenate(
-            [columns.replicas, np.ones(len(partial), dtype=np.int64), columns.replicas[partial] - 1]
+            [
+                columns.replicas,
+                np.ones(len(partial), dtype=np.int64),
+                columns.replicas[partial] - 1,
+                given.replicas[mine],
+            ]
         )
         order = np.lexsort((replicas, column, columns.server[column]))
         return column[order], replicas[order]
@@ -344,7 +397,7 @@ class Certificate:
         part = np.where(whole, 1.0, replicas / np.maximum(columns.replicas[column], 1))
         server = columns.server[column]
         full = whole & columns.full[column]
-        rows = [sparse.csr_matrix(columns.units[:, column] * replicas)]
+        rows = [columns.units[:, column] * replicas]
         limits = [columns.most]
         for level, reached in self._levels:
             of = (columns.priority == level.priority)[server]
@@ -352,11 +405,11 @@ class Certificate:
                 gain = np.where(of & full, columns.weight[server], 0.0)
             else:
                 gain = np.where(of, columns.rate[server] * columns.share[column] * part, 0.0)
-            rows.append(sparse.csr_matrix(-gain / level.scale))
+            rows.append(-gain / level.scale)
             limits.append(np.array([-(reached - LEVEL_ROUNDING)]))
         return Priced(
             cost=columns.value[column] * part,
-            rows=sparse.csr_matrix(sparse.vstack(rows)),
+            rows=np.vstack(rows),
             limit=np.concatenate(limits),
             server=server,
             starts=np.searchsorted(server, np.arange(columns.servers + 1)),
@@ -364,8 +417,8 @@ class Certificate:
             must=self._must,
         )
 
-    def dual(self, near: Flags, end: float, known: Array | None = None) -> Dual:
-        """The best prices and their bound; marks the columns that prices asked for."""
+    def dual(self, end: float, known: Array | None = None) -> Dual:
+        """The best prices and their bound."""
         start = None
         if known is not None:
             # Prices of cards, money and power are worth beginning with whatever the levels are.
@@ -373,6 +426,4 @@ class Certificate:
             start = np.concatenate([known[:shared], np.zeros(len(self.problem.limit) - shared)])
             if len(known) == len(start):
                 start = known
-        found = best_prices(self.problem, self._first, end, start)
-        near[self.column[found.entered]] = True
-        return found
+        return best_prices(self.problem, end, start)

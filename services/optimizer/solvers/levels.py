@@ -73,7 +73,7 @@ class Result:
     final: Program
 
 
-Search = Callable[[Program, Array | None, float], Answer]
+Search = Callable[[Program, Array, float], Answer]
 """Solves a program from a first solution within so many seconds."""
 
 

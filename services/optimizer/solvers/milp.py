@@ -20,7 +20,6 @@ from services.optimizer.solvers.columns import (
     solution_of,
 )
 from services.optimizer.solvers.formulation import formulate, mixes_of
-from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
 from services.optimizer.solvers.highs import (
     Answer,
     Program,
@@ -30,7 +29,12 @@ from services.optimizer.solvers.highs import (
     solve_integer,
     solve_relaxed,
 )
+from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver
 from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, Result, levels_of, optimise
+from services.optimizer.solvers.narrowed import solve_narrowed
+
+# Of the time limit, the share for a first solution.
+START_SHARE = 0.3
 
 
 class MilpSettings(BaseModel):
@@ -58,11 +62,14 @@ class MilpSolver:
         self.settings = settings
 
     def solve(self, problem: Problem, time_limit_s: float | None) -> SolveOutcome:
-        """The optimum, or at the time limit the best so far with its bound, from greedy's solution on."""
+        """The optimum, or at the time limit the best so far with its bound, from lagrangian's solution on."""
         if self.settings.backend == "cvxpy" and problem.servers and not problem.options.heterogeneous:
             return _modelled(problem, time_limit_s)
-        first = GreedySolver(GreedySettings()).solve(problem, None).solution
-        return improve(problem, first, time_limit_s, self.settings.gap_share)
+        end = deadline(time_limit_s)
+        share = None if time_limit_s is None else time_limit_s * START_SHARE
+        first = LagrangianSolver(LagrangianSettings()).solve(problem, share).solution
+        rest = None if time_limit_s is None else left(end)
+        return improve(problem, first, rest, self.settings.gap_share)
 
 
 def _modelled(problem: Problem, time_limit_s: float | None) -> SolveOutcome:
@@ -89,8 +96,12 @@ def improve(problem: Problem, first: Solution, time_limit_s: float | None, gap_s
     columns, start = columns_of(problem), positions(problem, first)
     choices = formulate(columns, mixes_of(problem), served_wholly(columns, start))
 
-    def search(program: Program, begin: Array | None, seconds: float) -> Answer:
-        return solve_integer(program, begin, seconds, gap_share)
+    def search(program: Program, begin: Array, seconds: float) -> Answer:
+        return (
+            solve_narrowed(program, begin, seconds, gap_share)
+            if begin is not None
+            else solve_integer(program, begin, seconds, gap_share)
+        )
 
     result = optimise(choices.formulation(), levels_of(columns), choices.encode(start), search, end)
     relaxed = solve_relaxed(result.final, max(left(end), 0.1))
