@@ -7,7 +7,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.fleet import SaturationPolicy, Served
+from schemas.fleet import Ranking, SaturationPolicy, Served
 from schemas.plan import ShadowPrice, SolveStatus
 from services.optimizer.limits import Limit, LimitKind, limits_of
 from services.optimizer.problem import (
@@ -18,6 +18,7 @@ from services.optimizer.problem import (
     ServerProblem,
     Solution,
     SolveOutcome,
+    carried_share,
     service_of,
     shortfall_of,
 )
@@ -32,19 +33,24 @@ class Columns:
     """S servers with C columns, one for each candidate, those of a server side by side and best first.
 
     server, replicas, value, share: shape (C,); server is a position, share the part of the rate carried.
+        Where classes are weighed, what is carried is worth its violation cost, and lowers the value.
+    least: shape (C,), the fewest replicas of best effort.
     full: shape (C,), whether all of the rate is carried, so that the server is served.
     units: shape (R, C), how much of each of R limits one replica uses.
     most: shape (R,), the limits. cards: the type of card by the row of a limit on cards.
     starts: shape (S + 1,), the first column of each server, and C.
-    priority, rate: shape (S,). weight: shape (S,), what a served server counts.
+    priority, rate: shape (S,). weight: shape (S,), what a served server counts. violation: shape (S,), the cost
+        per hour of serving nothing of it, 0 unless classes are weighed.
     best_effort: whether a server may get fewer replicas than a column has, at least one.
     delayed: whether best effort comes after the full service of every class.
+    weighed: whether there are no levels, only values.
     """
 
     server: Ints
     replicas: Ints
     value: Array
     share: Array
+    least: Ints
     full: Flags
     units: Array
     most: Array
@@ -53,8 +59,10 @@ class Columns:
     priority: Ints
     rate: Array
     weight: Array
+    violation: Array
     best_effort: bool
     delayed: bool
+    weighed: bool
 
     @property
     def use(self) -> Array:
@@ -69,6 +77,7 @@ class Columns:
             replicas=self.replicas[kept],
             value=self.value[kept],
             share=self.share[kept],
+            least=self.least[kept],
             full=self.full[kept],
             units=self.units[:, kept],
             starts=np.searchsorted(self.server[kept], np.arange(self.servers + 1)),
@@ -100,6 +109,9 @@ def columns_of(problem: Problem) -> Columns:
     share = np.where(replicas > 0, _each(flat, "served_share"), 1.0)
     full = share >= 1.0 - SERVED_ROUNDING
     rate = np.array([s.rate_rps for s in problem.servers])
+    weighed = problem.options.ranking is Ranking.WEIGHTED
+    violation = np.array([s.violation_cost_per_hour * weighed for s in problem.servers])
+    least_share = np.array([s.min_served_share for s in problem.servers])[server]
     weight = np.ones_like(rate)
     if problem.options.maximize is Served.DEMAND:
         # A server without load still counts, less than any load could.
@@ -107,8 +119,9 @@ def columns_of(problem: Problem) -> Columns:
     return Columns(
         server=server,
         replicas=replicas,
-        value=_each(flat, "value"),
+        value=_each(flat, "value") - violation[server] * share,
         share=share,
+        least=np.maximum(1, np.ceil(least_share * replicas / share - SERVED_ROUNDING)).astype(np.int64),
         full=full,
         units=_units(problem, limits, flat, server),
         most=np.array([limit.most for limit in limits], dtype=np.float64),
@@ -119,8 +132,10 @@ def columns_of(problem: Problem) -> Columns:
         priority=np.array([s.priority for s in problem.servers], dtype=np.int64),
         rate=rate,
         weight=weight,
+        violation=violation,
         best_effort=problem.options.saturation_policy is not SaturationPolicy.NONE,
         delayed=problem.options.delayed_best_effort,
+        weighed=weighed,
     )
 
 
@@ -169,7 +184,12 @@ def positions(problem: Problem, solution: Solution) -> dict[int, int]:
 
 
 def served_wholly(columns: Columns, chosen: Mapping[int, int]) -> frozenset[int]:
-    """The most important priorities whose every server a choice serves in full, up to the first that it fails."""
+    """The most important priorities whose every server a choice serves in full, up to the first that it fails.
+
+    Where classes are weighed, nobody must be served.
+    """
+    if columns.weighed:
+        return frozenset()
     served = np.zeros(columns.servers, dtype=bool)
     for column, replicas in chosen.items():
         if columns.full[column] and replicas == columns.replicas[column]:
@@ -192,7 +212,8 @@ def outcome_of(
 ) -> SolveOutcome:
     """The outcome of a solution.
 
-    bound: of the value, minus infinity when unknown. served_bounds: by priority, the most that can be served.
+    bound: of the value, less what is carried where classes are weighed; minus infinity when unknown.
+    served_bounds: by priority, the most that can be served.
     status: how the search ended; where nothing could be given it is infeasible.
     """
     counted = problem.options.maximize is Served.SERVERS
@@ -204,6 +225,12 @@ def outcome_of(
         classes.append(one.model_copy(update={"bound": float(bounded)}))
     nothing = bool(problem.servers) and not solution.choices
     objective = solution.value
+    if problem.options.ranking is Ranking.WEIGHTED:
+        bound += sum(
+            s.violation_cost_per_hour * carried_share(solution.choices.get(s.server, ()))
+            for s in problem.servers
+            if s.server in solution.choices
+        )
     return SolveOutcome(
         status=SolveStatus.INFEASIBLE if nothing and status is SolveStatus.OPTIMAL else status,
         solution=solution,

@@ -57,7 +57,7 @@ class LagrangianSolver:
     name: ClassVar[str] = "lagrangian"
     Settings: ClassVar[type[BaseModel]] = LagrangianSettings
     capabilities: ClassVar[Capabilities] = Capabilities(
-        partial=True, bound=True, shadow_prices=True, heavy=True
+        partial=True, bound=True, shadow_prices=True, weighs=True, heavy=True
     )
 
     def __init__(self, settings: LagrangianSettings) -> None:
@@ -71,9 +71,10 @@ class LagrangianSolver:
             return SolveOutcome(SolveStatus.OPTIMAL, Solution({}), 0.0, 0.0)
         end, search_end = deadline(time_limit_s), deadline(_part(time_limit_s, SEARCH_SHARE))
         columns = columns_of(problem)
-        best, dual = _everyone(columns, self.settings.gap_share, search_end)
         served_bounds: dict[int, float] = {}
-        if not best.served.all():
+        search = _weighed if columns.weighed else _everyone
+        best, dual = search(columns, self.settings.gap_share, search_end)
+        if not columns.weighed and not best.served.all():
             best, served_bounds = _serve(columns, best, deadline(_part(time_limit_s, SERVE_SHARE)))
             if not best.served.all():
                 dual = Certificate(columns, best).dual(search_end)
@@ -174,6 +175,29 @@ def _everyone(columns: Columns, gap_share: float, end: float) -> tuple[Placement
     placement = _completed(columns, placement, priced, end)
     if placement.served.all():
         placement.improve(end)
+    return placement, dual
+
+
+def _weighed(columns: Columns, gap_share: float, end: float) -> tuple[Placement, Dual]:
+    """A placement near the least value where nobody must be served, and its prices."""
+    certificate = Certificate(columns, Placement(columns))
+    problem, dual = certificate.problem, certificate.dual(end)
+    priced = problem.priced(dual.prices)
+    placement = Placement(columns)
+    worth = problem.least(priced) < 0
+    _take_cheapest(placement, columns.value + dual.prices @ columns.use, worth)
+    placement.improve(end)
+    certificate = Certificate(columns, placement)
+    start = certificate.first
+    for more in VALUE_MORE:
+        chosen = nearby(certificate.problem, dual.prices, start, more, end, gap_share)
+        made = _placed(
+            columns,
+            dict(
+                zip(certificate.column[chosen].tolist(), certificate.replicas[chosen].tolist(), strict=True)
+            ),
+        )
+        placement = _better(columns, made, placement)
     return placement, dual
 
 
@@ -349,13 +373,17 @@ def _improved(columns: Columns, given: Placement, dual: Dual, gap_share: float, 
 class Certificate:
     """A bound on the value of every placement that serves each class, and carries of it, as much as a given one.
 
-    Best effort is linear in its replicas, so of each column one replica and all but one are enough, beside what is
+    Best effort is linear in its replicas, so of each column the least and all but one are enough, beside what is
     given.
     """
 
     def __init__(self, columns: Columns, placement: Placement) -> None:
         served = placement.served
-        self._whole = {int(p) for p in np.unique(columns.priority) if served[columns.priority == p].all()}
+        self._whole = {
+            int(p)
+            for p in np.unique(columns.priority)
+            if served[columns.priority == p].all() and not columns.weighed
+        }
         self._must: Flags = np.isin(columns.priority, list(self._whole))
         vector = _vector(columns, placement)
         self.columns = columns
@@ -368,7 +396,7 @@ class Certificate:
         self.column, self.replicas = self._extended()
         self.whole: Flags = self.replicas == columns.replicas[self.column]
         server = columns.server[self.column]
-        self._first = np.flatnonzero(
+        self.first: Ints = np.flatnonzero(
             (self.column == placement.column[server]) & (self.replicas == placement.replicas[server])
         )
         self.problem = self._problem()
@@ -376,14 +404,16 @@ class Certificate:
     def _extended(self) -> tuple[Ints, Ints]:
         columns, given = self.columns, self.placement
         every = np.arange(len(columns.server))
-        partial = np.flatnonzero(columns.best_effort & ~self._must[columns.server] & (columns.replicas >= 2))
-        mine = np.flatnonzero((given.replicas > 1) & (given.column != NONE))
+        partial = np.flatnonzero(
+            columns.best_effort & ~self._must[columns.server] & (columns.replicas > columns.least)
+        )
+        mine = np.flatnonzero((given.column != NONE) & (given.replicas > columns.least[given.column]))
         mine = mine[given.replicas[mine] < columns.replicas[given.column[mine]] - 1]
         column = np.concatenate([every, partial, partial, given.column[mine]])
         replicas = np.concatenate(
             [
                 columns.replicas,
-                np.ones(len(partial), dtype=np.int64),
+                columns.least[partial],
                 columns.replicas[partial] - 1,
                 given.replicas[mine],
             ]

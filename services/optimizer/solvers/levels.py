@@ -78,7 +78,9 @@ Search = Callable[[Program, Array, float], Answer]
 
 
 def levels_of(columns: Columns) -> tuple[Level, ...]:
-    """The levels of a problem in their order."""
+    """The levels of a problem in their order; none where classes are weighed."""
+    if columns.weighed:
+        return ()
     can = np.zeros(columns.servers, dtype=bool)
     np.logical_or.at(can, columns.server, columns.full)
     best = np.zeros(columns.servers)

@@ -54,7 +54,7 @@ class MilpSolver:
     name: ClassVar[str] = "milp"
     Settings: ClassVar[type[BaseModel]] = MilpSettings
     capabilities: ClassVar[Capabilities] = Capabilities(
-        exact=True, partial=True, mixes=True, bound=True, shadow_prices=True, heavy=True
+        exact=True, partial=True, mixes=True, bound=True, shadow_prices=True, weighs=True, heavy=True
     )
 
     def __init__(self, settings: MilpSettings) -> None:

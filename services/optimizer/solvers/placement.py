@@ -116,7 +116,8 @@ class Placement:
             )
         count = np.minimum(room, self.columns.replicas[first:last])
         share = self.columns.share[first:last] * count / np.maximum(self.columns.replicas[first:last], 1)
-        share = np.where(count > 0, share, 0.0)
+        part = count < self.columns.replicas[first:last]
+        share = np.where((count > 0) & ~(part & (count < self.columns.least[first:last])), share, 0.0)
         if not share.any():
             return
         best = np.lexsort((priced[first:last], -share))[0]
