@@ -31,7 +31,7 @@ from services.perfmodel.queueing_models.birth_death_compat import BirthDeathComp
 _SIZES = ((100, 5), (200, 5), (1_000, 5))
 _FLEETS = (10, 100, 500, 1_000, 2_000)
 _TIGHTNESS = (1.0, 0.6)
-_LIMITS_S = {"lagrangian": 5.0, "auto": 5.0, "milp": 30.0}
+_LIMITS_S = {"lagrangian": 5.0, "auto": 10.0, "milp": 30.0}
 _SPEEDS: tuple[tuple[str, int, float], ...] = (
     ("milp", 100, 1.0),
     ("milp", 1_000, 1.0),

@@ -223,9 +223,11 @@ def _serve(columns: Columns, first: Placement, end: float) -> tuple[Placement, d
         problem = _service_problem(columns, priority, best)
         dual = best_prices(problem, end)
         priced = dual.prices[: len(columns.most)] @ best.use + TIE * columns.value
-        fresh = Placement(columns)
-        wanted = problem.must | (problem.least(problem.priced(dual.prices)) < 0)
-        _take_cheapest(fresh, problem.priced(dual.prices), wanted)
+        # Those that are served before, where they leave the most, then whom the prices would serve.
+        fresh, before = Placement(columns), best.served & (columns.priority < priority)
+        _take_cheapest(fresh, priced, before)
+        _place_class(columns, fresh, before, priced, end)
+        _take_cheapest(fresh, priced, of & (problem.least(problem.priced(dual.prices)) < 0))
         for made in (
             _completed(columns, fresh, priced, end),
             _extended(columns, best, priced, priority, end),
@@ -263,6 +265,12 @@ def _extended(columns: Columns, best: Placement, priced: Array, priority: int, e
     for server in np.flatnonzero((columns.priority > priority) | ~best.served).tolist():
         placement.take(server)
     return _completed(columns, placement, priced, end)
+
+
+def filled(columns: Columns, chosen: dict[int, int], end: float) -> dict[int, int]:
+    """A choice, and in what it leaves whoever else can be served, class after class."""
+    placement = _placed(columns, chosen)
+    return _better(columns, _completed(columns, placement.copy(), columns.value, end), placement).chosen
 
 
 def _completed(columns: Columns, placement: Placement, priced: Array, end: float) -> Placement:

@@ -26,15 +26,16 @@ from services.optimizer.solvers.highs import (
     deadline,
     left,
     require_highs,
-    solve_integer,
     solve_relaxed,
 )
-from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver
+from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver, filled
 from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, Result, levels_of, optimise
 from services.optimizer.solvers.narrowed import solve_narrowed
 
 # Of the time limit, the share for a first solution.
 START_SHARE = 0.3
+# Seconds to look for whom else can be served when the time is over.
+FILLING_S = 0.1
 
 
 class MilpSettings(BaseModel):
@@ -97,18 +98,19 @@ def improve(problem: Problem, first: Solution, time_limit_s: float | None, gap_s
     choices = formulate(columns, mixes_of(problem), served_wholly(columns, start))
 
     def search(program: Program, begin: Array, seconds: float) -> Answer:
-        return (
-            solve_narrowed(program, begin, seconds, gap_share)
-            if begin is not None
-            else solve_integer(program, begin, seconds, gap_share)
-        )
+        return solve_narrowed(program, begin, seconds, gap_share)
 
     result = optimise(choices.formulation(), levels_of(columns), choices.encode(start), search, end)
+    chosen, bound = choices.decode(result.x), result.bound
+    if not (result.proven or columns.weighed or problem.options.heterogeneous):
+        # A level that was not reached was not looked at yet.
+        more = filled(columns, chosen, deadline(FILLING_S))
+        chosen, bound = more, bound if more == chosen else -math.inf
     relaxed = solve_relaxed(result.final, max(left(end), 0.1))
     return outcome_of(
         problem,
-        solution_of(problem, choices.decode(result.x)),
-        result.bound,
+        solution_of(problem, chosen),
+        bound,
         served_bounds(problem, result),
         SolveStatus.OPTIMAL if result.proven else SolveStatus.TIME_LIMIT,
         {} if relaxed.duals is None else prices_of(columns, relaxed.duals[columns.servers :]),
