@@ -69,20 +69,6 @@ class Columns:
         """Use of every limit by all replicas of every column, shape (R, C)."""
         return self.units * self.replicas
 
-    def only(self, kept: Flags) -> "Columns":
-        """The same servers with some of the columns, of shape (C,); every server keeps its own place."""
-        return replace(
-            self,
-            server=self.server[kept],
-            replicas=self.replicas[kept],
-            value=self.value[kept],
-            share=self.share[kept],
-            least=self.least[kept],
-            full=self.full[kept],
-            units=self.units[:, kept],
-            starts=np.searchsorted(self.server[kept], np.arange(self.servers + 1)),
-        )
-
     @property
     def servers(self) -> int:
         """The number of servers."""

@@ -19,6 +19,7 @@ from services.optimizer.solvers.columns import (
     served_wholly,
     solution_of,
 )
+from services.optimizer.solvers.construction import filled
 from services.optimizer.solvers.formulation import formulate, mixes_of
 from services.optimizer.solvers.highs import (
     Answer,
@@ -28,7 +29,7 @@ from services.optimizer.solvers.highs import (
     require_highs,
     solve_relaxed,
 )
-from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver, filled
+from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver
 from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, Result, levels_of, optimise
 from services.optimizer.solvers.narrowed import solve_narrowed
 
