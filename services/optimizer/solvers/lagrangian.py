@@ -76,7 +76,7 @@ class LagrangianSolver:
         if not columns.weighed and not best.served.all():
             best, served_bounds = _serve(columns, best, deadline(_part(time_limit_s, SERVE_SHARE)))
             if not best.served.all():
-                dual = Certificate(columns, best).dual(search_end)
+                dual = Certificate(columns, best).dual(end)
         if best.value > dual.bound + self.settings.gap_share * abs(best.value) or served_bounds:
             proven_of = vector(columns, best)[:-1]
             best = _cheapen(columns, best, dual, search_end)
