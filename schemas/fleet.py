@@ -129,6 +129,8 @@ class ServiceClass(Contract):
     """Objectives, one entry for each model."""
     forecast_quantile: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
     """Quantile of the forecast load that capacity is planned for."""
+    violation_cost_per_hour: CostPerHour = 100.0
+    """What it costs per hour to leave one request per second outside the objectives, where classes are weighed."""
 
 
 class Server(Contract):
@@ -160,6 +162,8 @@ class Server(Contract):
     """Whether Stoker only advises on this server."""
     tenant: Name | None = None
     """Who it belongs to; quotas may name it."""
+    min_served_share: Share = 0.0
+    """Least share of its planned load that best effort may carry; where less fits, it gets nothing."""
 
 
 class DeclaredCapacity(Contract):
@@ -205,6 +209,13 @@ class Served(StrEnum):
     SERVERS = "servers"
 
 
+class Ranking(StrEnum):
+    """How service and cost are traded: class after class and then cost, or what is not served at its own cost."""
+
+    LEXICOGRAPHIC = "lexicographic"
+    WEIGHTED = "weighted"
+
+
 class BatchChoice(StrEnum):
     """Which batch limits are candidates of a server whose owner pins none."""
 
@@ -231,6 +242,8 @@ class OptimizerOptions(Contract):
     """Most that the whole fleet may draw, each replica counted at full utilisation."""
     maximize: Served = Served.DEMAND
     """What of a class counts when not everything fits: its requests per second, or its number of servers."""
+    ranking: Ranking = Ranking.LEXICOGRAPHIC
+    """Whether classes come one after the other or are weighed against cost, by solvers that can."""
     heterogeneous: bool = False
     """Whether a server may be served from several accelerators at once, by solvers that can."""
     batch: BatchChoice = BatchChoice.PROFILE

@@ -134,6 +134,10 @@ def assemble(
                 max_replicas=o.server.max_replicas,
                 rate_rps=o.load.inputs.rate_rps or 0.0,
                 tenant=o.server.tenant or "",
+                # A server without load still has its least replicas to get.
+                violation_cost_per_hour=catalogue.classes[o.server.service_class].violation_cost_per_hour
+                * (o.load.inputs.rate_rps or 1.0),
+                min_served_share=o.server.min_served_share,
             )
             for o in outlooks
             if o.candidates

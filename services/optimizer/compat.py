@@ -135,9 +135,9 @@ def _sized(system: LegacySystem, pairs: list[_Pair], model: QueueingModel, laws:
         at_most = carried.get((pair.case, sizes[pair.case].max_rate_rps))
         if at_most is None or at_most.throughput_rps <= 0:
             continue
-        rate = np.float32(at_most.throughput_rps / MS_PER_S)
-        needed = np.float32(pair.rate_rps / MS_PER_S) / rate
-        counted.append((pair, float(rate) * MS_PER_S, max(math.ceil(needed), pair.server.min_replicas)))
+        rate = np.float32(at_most.throughput_rps)
+        needed = pair.rate_rps / float(rate)
+        counted.append((pair, float(rate), max(math.ceil(needed), pair.server.min_replicas)))
     answers = latencies([(p.case, p.rate_rps / n) for p, _, n in counted], model, laws)
     return [
         _candidate(

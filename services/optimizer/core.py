@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from schemas.fleet import FleetDeclared, Server
+from schemas.fleet import FleetDeclared, Ranking, Server
 from schemas.plan import Allocation, Inputs, PlanIssued, PlanProposed, Prediction, ServerStatus
 from services.optimizer.candidates import MOST_COST_PER_HOUR, Assembly, Memory, assemble, predict
 from services.optimizer.explain import explain, explain_unserved, shortened
@@ -253,4 +253,6 @@ def _notes(fleet: FleetDeclared, solver: Solver) -> tuple[str, ...]:
         notes.append(f"budget_per_hour is set, but solver {solver.name} does not keep budgets")
     if not fleet.optimizer.unlimited and not solver.capabilities.capacity:
         notes.append(f"capacity is limited, but solver {solver.name} does not keep it")
+    if fleet.optimizer.ranking is Ranking.WEIGHTED and not solver.capabilities.weighs:
+        notes.append(f"ranking is weighted, but solver {solver.name} serves class after class")
     return tuple(notes)

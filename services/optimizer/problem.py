@@ -112,6 +112,8 @@ class ServerProblem:
     current: what it is asked to have now; None when unknown or nothing.
     rate_rps: the rate planned for.
     tenant: who it belongs to; empty when unknown.
+    violation_cost_per_hour: of all of its rate, where what is not served is weighed against cost.
+    min_served_share: least share of its rate that best effort may carry.
     """
 
     server: str
@@ -122,6 +124,15 @@ class ServerProblem:
     max_replicas: int | None
     rate_rps: float
     tenant: str = ""
+    violation_cost_per_hour: float = 0.0
+    min_served_share: float = 0.0
+
+    def least_replicas(self, candidate: Candidate) -> int:
+        """The fewest replicas of a candidate that best effort may give."""
+        return max(
+            1,
+            math.ceil(self.min_served_share * candidate.replicas / candidate.served_share - SERVED_ROUNDING),
+        )
 
 
 @dataclass(frozen=True)

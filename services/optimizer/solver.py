@@ -17,6 +17,7 @@ class Capabilities:
     partial: whether it gives a server fewer replicas than it needs when no more fit.
     mixes: whether it serves one server from several accelerators at once.
     bound, shadow_prices: whether outcomes carry them.
+    weighs: whether it can weigh what is not served against cost, instead of serving class after class.
     heavy: whether it may take long, so that it must not share a process with an event loop.
     """
 
@@ -27,6 +28,7 @@ class Capabilities:
     mixes: bool = False
     bound: bool = False
     shadow_prices: bool = False
+    weighs: bool = False
     heavy: bool = False
 
 

@@ -35,7 +35,7 @@ class AutoSolver:
     name: ClassVar[str] = "auto"
     Settings: ClassVar[type[BaseModel]] = AutoSettings
     capabilities: ClassVar[Capabilities] = Capabilities(
-        partial=True, mixes=True, bound=True, shadow_prices=True, heavy=True
+        partial=True, mixes=True, bound=True, shadow_prices=True, weighs=True, heavy=True
     )
 
     def __init__(self, settings: AutoSettings) -> None:

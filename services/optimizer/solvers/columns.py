@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.fleet import SaturationPolicy, Served
+from schemas.fleet import Ranking, SaturationPolicy, Served
 from schemas.plan import ShadowPrice, SolveStatus
 from services.optimizer.limits import Limit, LimitKind, limits_of
 from services.optimizer.problem import (
@@ -17,6 +18,7 @@ from services.optimizer.problem import (
     ServerProblem,
     Solution,
     SolveOutcome,
+    carried_share,
     service_of,
     shortfall_of,
 )
@@ -31,19 +33,24 @@ class Columns:
     """S servers with C columns, one for each candidate, those of a server side by side and best first.
 
     server, replicas, value, share: shape (C,); server is a position, share the part of the rate carried.
+        Where classes are weighed, what is carried is worth its violation cost, and lowers the value.
+    least: shape (C,), the fewest replicas of best effort.
     full: shape (C,), whether all of the rate is carried, so that the server is served.
     units: shape (R, C), how much of each of R limits one replica uses.
     most: shape (R,), the limits. cards: the type of card by the row of a limit on cards.
     starts: shape (S + 1,), the first column of each server, and C.
-    priority, rate: shape (S,). weight: shape (S,), what a served server counts.
+    priority, rate: shape (S,). weight: shape (S,), what a served server counts. violation: shape (S,), the cost
+        per hour of serving nothing of it, 0 unless classes are weighed.
     best_effort: whether a server may get fewer replicas than a column has, at least one.
     delayed: whether best effort comes after the full service of every class.
+    weighed: whether there are no levels, only values.
     """
 
     server: Ints
     replicas: Ints
     value: Array
     share: Array
+    least: Ints
     full: Flags
     units: Array
     most: Array
@@ -52,26 +59,15 @@ class Columns:
     priority: Ints
     rate: Array
     weight: Array
+    violation: Array
     best_effort: bool
     delayed: bool
+    weighed: bool
 
     @property
     def use(self) -> Array:
         """Use of every limit by all replicas of every column, shape (R, C)."""
         return self.units * self.replicas
-
-    def only(self, kept: Flags) -> "Columns":
-        """The same servers with some of the columns, of shape (C,); every server keeps its own place."""
-        return replace(
-            self,
-            server=self.server[kept],
-            replicas=self.replicas[kept],
-            value=self.value[kept],
-            share=self.share[kept],
-            full=self.full[kept],
-            units=self.units[:, kept],
-            starts=np.searchsorted(self.server[kept], np.arange(self.servers + 1)),
-        )
 
     @property
     def servers(self) -> int:
@@ -82,32 +78,38 @@ class Columns:
 def ordered(problem: Problem) -> Problem:
     """The same problem with servers by name and candidates best first, so that no order of input matters."""
     servers = sorted(problem.servers, key=lambda s: s.server)
-    return replace(
-        problem,
-        servers=tuple(
-            replace(s, candidates=tuple(sorted(s.candidates, key=Candidate.rank))) for s in servers
-        ),
-    )
+    return replace(problem, servers=tuple(map(_best_first, servers)))
+
+
+def _best_first(server: ServerProblem) -> ServerProblem:
+    best_first = tuple(sorted(server.candidates, key=Candidate.rank))
+    return server if best_first == server.candidates else replace(server, candidates=best_first)
 
 
 def columns_of(problem: Problem) -> Columns:
     """The columns of an ordered problem."""
-    flat = [(s, c) for s in problem.servers for c in s.candidates]
+    flat = [c for s in problem.servers for c in s.candidates]
+    server = np.repeat(np.arange(len(problem.servers)), [len(s.candidates) for s in problem.servers])
     limits = limits_of(problem)
-    share = np.array([c.served_share if c.replicas else 1.0 for _, c in flat])
+    replicas = _each(flat, "replicas").astype(np.int64)
+    share = np.where(replicas > 0, _each(flat, "served_share"), 1.0)
     full = share >= 1.0 - SERVED_ROUNDING
     rate = np.array([s.rate_rps for s in problem.servers])
+    weighed = problem.options.ranking is Ranking.WEIGHTED
+    violation = np.array([s.violation_cost_per_hour * weighed for s in problem.servers])
+    least_share = np.array([s.min_served_share for s in problem.servers])[server]
     weight = np.ones_like(rate)
     if problem.options.maximize is Served.DEMAND:
         # A server without load still counts, less than any load could.
         weight = np.where(rate > 0, rate, 1e-3 * min(rate[rate > 0], default=1.0))
     return Columns(
-        server=np.repeat(np.arange(len(problem.servers)), [len(s.candidates) for s in problem.servers]),
-        replicas=np.array([c.replicas for _, c in flat], dtype=np.int64),
-        value=np.array([c.value for _, c in flat], dtype=np.float64),
+        server=server,
+        replicas=replicas,
+        value=_each(flat, "value") - violation[server] * share,
         share=share,
+        least=np.maximum(1, np.ceil(least_share * replicas / share - SERVED_ROUNDING)).astype(np.int64),
         full=full,
-        units=_units(limits, flat),
+        units=_units(problem, limits, flat, server),
         most=np.array([limit.most for limit in limits], dtype=np.float64),
         cards=tuple((i, limit.name) for i, limit in enumerate(limits) if limit.kind is LimitKind.CARDS),
         starts=np.concatenate([[0], np.cumsum([len(s.candidates) for s in problem.servers])]).astype(
@@ -116,22 +118,31 @@ def columns_of(problem: Problem) -> Columns:
         priority=np.array([s.priority for s in problem.servers], dtype=np.int64),
         rate=rate,
         weight=weight,
+        violation=violation,
         best_effort=problem.options.saturation_policy is not SaturationPolicy.NONE,
         delayed=problem.options.delayed_best_effort,
+        weighed=weighed,
     )
 
 
-def _units(limits: Sequence[Limit], flat: Sequence[tuple[ServerProblem, Candidate]]) -> Array:
+def _each(candidates: Sequence[Candidate], name: str) -> Array:
+    """A number of every candidate."""
+    return np.fromiter(map(attrgetter(name), candidates), dtype=np.float64, count=len(candidates))
+
+
+def _units(problem: Problem, limits: Sequence[Limit], candidates: Sequence[Candidate], server: Ints) -> Array:
     """How much of each limit a replica of each column uses, shape (R, C)."""
-    units = np.zeros((len(limits), len(flat)))
-    types = np.array([c.type for _, c in flat])
-    cards = np.array([c.units_per_replica for _, c in flat], dtype=np.float64)
+    units = np.zeros((len(limits), len(candidates)))
+    cards = {limit.name: row for row, limit in enumerate(limits) if limit.kind is LimitKind.CARDS}
+    if cards:
+        # Most limits are of this kind, and large fleets have many candidates.
+        rows = np.fromiter((cards[c.type] for c in candidates), dtype=np.int64, count=len(candidates))
+        units[rows, np.arange(len(candidates))] = _each(candidates, "units_per_replica")
     for row, limit in enumerate(limits):
-        if limit.kind is LimitKind.CARDS:
-            # Most limits are of this kind, and large fleets have many candidates.
-            units[row] = np.where(types == limit.name, cards, 0.0)
-        else:
-            units[row] = [limit.use(s, c) for s, c in flat]
+        if limit.kind is not LimitKind.CARDS:
+            units[row] = [
+                limit.use(problem.servers[s], c) for s, c in zip(server.tolist(), candidates, strict=True)
+            ]
     return units
 
 
@@ -159,7 +170,12 @@ def positions(problem: Problem, solution: Solution) -> dict[int, int]:
 
 
 def served_wholly(columns: Columns, chosen: Mapping[int, int]) -> frozenset[int]:
-    """The most important priorities whose every server a choice serves in full, up to the first that it fails."""
+    """The most important priorities whose every server a choice serves in full, up to the first that it fails.
+
+    Where classes are weighed, nobody must be served.
+    """
+    if columns.weighed:
+        return frozenset()
     served = np.zeros(columns.servers, dtype=bool)
     for column, replicas in chosen.items():
         if columns.full[column] and replicas == columns.replicas[column]:
@@ -182,7 +198,8 @@ def outcome_of(
 ) -> SolveOutcome:
     """The outcome of a solution.
 
-    bound: of the value, minus infinity when unknown. served_bounds: by priority, the most that can be served.
+    bound: of the value, less what is carried where classes are weighed; minus infinity when unknown.
+    served_bounds: by priority, the most that can be served.
     status: how the search ended; where nothing could be given it is infeasible.
     """
     counted = problem.options.maximize is Served.SERVERS
@@ -194,6 +211,12 @@ def outcome_of(
         classes.append(one.model_copy(update={"bound": float(bounded)}))
     nothing = bool(problem.servers) and not solution.choices
     objective = solution.value
+    if problem.options.ranking is Ranking.WEIGHTED:
+        bound += sum(
+            s.violation_cost_per_hour * carried_share(solution.choices.get(s.server, ()))
+            for s in problem.servers
+            if s.server in solution.choices
+        )
     return SolveOutcome(
         status=SolveStatus.INFEASIBLE if nothing and status is SolveStatus.OPTIMAL else status,
         solution=solution,

@@ -3,7 +3,7 @@
 With x a whole column, p and k best effort on it, m and n a mix of accelerators, z leaving the current one:
 
     Σ_j x_j + Σ_j p_j + m ≤ 1                    for every server, = 1 with whole columns where it must be served
-    p_j ≤ k_j ≤ (replicas_j − 1) p_j
+    least_j p_j ≤ k_j ≤ (replicas_j − 1) p_j
     Σ_a n_a / needed_a ≥ m,  n_a ≤ replicas_a m,  minimum m ≤ Σ_a n_a ≤ maximum m,  z ≥ m − n_current
     Σ_j units_j (replicas_j x_j + k_j) + Σ_a units_a n_a ≤ limit,    for every limit
 """
@@ -85,7 +85,9 @@ def _best_by_accelerator(server: ServerProblem, first: int) -> tuple[int, ...]:
 def formulate(columns: Columns, mixes: tuple[Mix, ...], whole: Set[int]) -> "Choices":
     """The choices of a problem; of the priorities in `whole` every server must be served in full."""
     certain = np.isin(columns.priority, list(whole))
-    partial = np.flatnonzero(columns.best_effort & ~certain[columns.server] & (columns.replicas >= 2))
+    partial = np.flatnonzero(
+        columns.best_effort & ~certain[columns.server] & (columns.replicas > columns.least)
+    )
     return Choices(columns, mixes, whole, certain, partial, len(columns.server))
 
 
@@ -184,7 +186,7 @@ class Choices:
         upper = [usable.astype(float), np.ones(len(partial)), (columns.replicas[partial] - 1).astype(float)]
         for mix in self.mixes:
             switching = SWITCHING_SHARE * mix.held_cost
-            cost.append(np.array([-mix.held_cost, *mix.cost, switching]))
+            cost.append(np.array([-mix.held_cost - columns.violation[mix.server], *mix.cost, switching]))
             upper.append(np.array([1.0, *(columns.replicas[c] for c in mix.columns), 1.0]))
         matrix, lower, most = self._rows()
         return Program(
@@ -213,8 +215,8 @@ class Choices:
         row = int(self._first_link)
         each = np.arange(p)
         most = (columns.replicas[partial] - 1).astype(float)
-        for sign, coefficient in ((1.0, most), (-1.0, -np.ones(p))):
-            # (replicas − 1) p − k ≥ 0, then k − p ≥ 0.
+        for sign, coefficient in ((1.0, most), (-1.0, -columns.least[partial].astype(float))):
+            # (replicas − 1) p − k ≥ 0, then k − least p ≥ 0.
             blocks.add(row + each, count + each, coefficient)
             blocks.add(row + each, count + p + each, -sign * np.ones(p))
             row += p

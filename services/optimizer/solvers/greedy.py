@@ -173,15 +173,18 @@ def _exhaustive(entries: list[_Entry], left: _Left, given: Given) -> None:
     for entry in entries:
         for candidate in entry.candidates:
             replicas = left.replicas(candidate, candidate.replicas)
-            if replicas > 0:
+            if replicas >= entry.server.least_replicas(candidate):
                 left.take(candidate, replicas)
                 given[entry.server.server] = Choice(candidate, replicas)
                 break
 
 
 def _round_robin(entries: list[_Entry], left: _Left, given: Given) -> None:
-    """One replica at a time, in turn, on the first candidate that had room at the server's first turn."""
-    turn = list(entries)
+    """One replica at a time, in turn, on the first candidate that had room at the server's first turn.
+
+    Who has less than the least that it may have when nothing fits any more gives it back.
+    """
+    turn, got = list(entries), dict[str, _Entry]()
     while turn:
         following = []
         for entry in turn:
@@ -192,11 +195,16 @@ def _round_robin(entries: list[_Entry], left: _Left, given: Given) -> None:
                 if left.replicas(candidate, 1):
                     replicas = 1 if had is None else had.replicas + 1
                     left.take(candidate, 1)
-                    given[name] = Choice(candidate, replicas)
+                    given[name], got[name] = Choice(candidate, replicas), entry
                     if replicas < candidate.replicas:
                         following.append(entry)
                     break
         turn = following
+    for name, entry in got.items():
+        choice = given[name]
+        if choice.replicas < min(entry.server.least_replicas(choice.candidate), choice.candidate.replicas):
+            left.take(choice.candidate, -choice.replicas)
+            del given[name]
 
 
 def _priority_round_robin(entries: list[_Entry], left: _Left, given: Given) -> None:

@@ -63,13 +63,16 @@ class Answer:
     duals: Array | None = None
 
 
-def solve_integer(program: Program, start: Array | None, seconds: float, gap_share: float) -> Answer:
+def solve_integer(
+    program: Program, start: Array | None, seconds: float, gap_share: float, nodes: int | None = None
+) -> Answer:
     """The best whole solution within the time, from a first one where there is any.
 
     gap_share: distance to the bound, as a share of the objective, at which the search ends.
+    nodes: the most that the search tree may have; None is without limit.
     """
     began = time.monotonic()
-    answer = _run(program, start, seconds, gap_share)
+    answer = _run(program, start, seconds, gap_share, nodes)
     if start is None or answer.x is None or not answer.proven:
         return answer
     # Where presolve alone solves a program, HiGHS can hand the first solution back and call it optimal; only
@@ -77,18 +80,22 @@ def solve_integer(program: Program, start: Array | None, seconds: float, gap_sha
     value = float(program.cost @ answer.x)
     if value <= answer.bound + max(gap_share * abs(value), PROVEN_ROUNDING * max(1.0, abs(value))):
         return answer
-    again = _run(program, None, seconds - (time.monotonic() - began), gap_share)
+    again = _run(program, None, seconds - (time.monotonic() - began), gap_share, nodes)
     if again.x is None or float(program.cost @ again.x) >= value:
         return Answer(answer.x, max(answer.bound, again.bound), again.proven)
     return again
 
 
-def _run(program: Program, start: Array | None, seconds: float, gap_share: float) -> Answer:
+def _run(
+    program: Program, start: Array | None, seconds: float, gap_share: float, nodes: int | None
+) -> Answer:
     import highspy
 
     solver = _solver(program, seconds, relaxed=False)
     solver.setOptionValue("mip_rel_gap", gap_share)
     solver.setOptionValue("mip_abs_gap", 1e-9)
+    if nodes is not None:
+        solver.setOptionValue("mip_max_nodes", nodes)
     if start is not None:
         first = highspy.HighsSolution()
         first.col_value = start.tolist()
@@ -124,42 +131,44 @@ def solve_relaxed(program: Program, seconds: float) -> Answer:
     return Answer(np.array(found.col_value), bound, True, np.array(found.row_dual))
 
 
-class Growing:
-    """A linear program that gets columns as it goes, and begins each solve where the last one ended."""
+class Cuts:
+    """A linear program in free variables that gets rows as it goes: maximise gain · x with row · x ≤ most."""
 
-    def __init__(self, row_lower: Array, row_upper: Array) -> None:
-        """row_lower, row_upper: shape (m,); columns are at least 0."""
-        none = np.zeros(0)
-        rows = sparse.csr_matrix((len(row_lower), 0))
-        program = Program(none, none, np.zeros(0, dtype=bool), rows, row_lower, row_upper)
-        self._solver = _solver(program, np.inf, relaxed=True)
+    def __init__(self, gain: Array) -> None:
+        """gain: shape (n,)."""
+        none = sparse.csr_matrix((0, len(gain)))
+        free = Program(
+            -gain, np.zeros(len(gain)), np.zeros(len(gain), dtype=bool), none, np.zeros(0), np.zeros(0)
+        )
+        self._solver = _solver(free, np.inf, relaxed=True)
+        self._width = len(gain)
 
-    def add(self, cost: Array, columns: Any) -> None:
-        """cost: shape (k,). columns: shape (m, k), sparse."""
-        columns = sparse.csc_matrix(columns)
-        count = len(cost)
-        self._solver.addCols(
+    def bound(self, lower: Array, upper: Array) -> None:
+        """Bounds of the variables, shape (n,)."""
+        every = np.arange(self._width, dtype=np.int32)
+        self._solver.changeColsBounds(self._width, every, lower, upper)
+
+    def add(self, rows: Any, most: Array) -> None:
+        """rows: shape (k, n), sparse. most: shape (k,)."""
+        rows, count = sparse.csr_matrix(rows), len(most)
+        self._solver.addRows(
             count,
-            cost,
-            np.zeros(count),
-            np.full(count, np.inf),
-            columns.nnz,
-            columns.indptr[:-1].astype(np.int32),
-            columns.indices.astype(np.int32),
-            columns.data,
+            np.full(count, -np.inf),
+            most,
+            rows.nnz,
+            rows.indptr[:-1].astype(np.int32),
+            rows.indices.astype(np.int32),
+            rows.data,
         )
 
-    def solve(self, seconds: float) -> tuple[Array, Array] | None:
-        """The optimal x and the duals of the rows; None when there is none within the time."""
+    def solve(self) -> Array | None:
+        """The best x; None when there is none."""
         import highspy
 
-        if np.isfinite(seconds):
-            self._solver.setOptionValue("time_limit", self._solver.getRunTime() + max(seconds, 0.01))
         self._solver.run()
         if self._solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
-        found = self._solver.getSolution()
-        return np.array(found.col_value), np.array(found.row_dual)
+        return np.array(self._solver.getSolution().col_value)
 
 
 def _solver(program: Program, seconds: float, relaxed: bool) -> Any:

@@ -4,40 +4,38 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import sparse
 
 from schemas.fleet import Served
 from schemas.plan import SolveStatus
 from services.optimizer.problem import Problem, Solution, SolveOutcome
 from services.optimizer.solver import Capabilities
+from services.optimizer.solvers.certificate import Certificate, better, placed, vector
 from services.optimizer.solvers.columns import (
     Array,
     Columns,
     Flags,
-    Ints,
     columns_of,
     ordered,
     outcome_of,
     positions,
-    served_wholly,
     solution_of,
 )
-from services.optimizer.solvers.formulation import formulate
-from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
-from services.optimizer.solvers.highs import Answer, Program, deadline, left, require_highs, solve_integer
-from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, levels_of, optimise
-from services.optimizer.solvers.placement import NONE, Placement
-from services.optimizer.solvers.prices import Dual, Priced, best_prices
+from services.optimizer.solvers.construction import completed, extended, place_class, take_cheapest
+from services.optimizer.solvers.highs import deadline, left, require_highs
+from services.optimizer.solvers.levels import LEVEL_ROUNDING
+from services.optimizer.solvers.placement import Placement
+from services.optimizer.solvers.prices import Dual, Priced, best_prices, nearby
 
 # Of the time that there is, the shares after which the prices of service, and the search as a whole, have had
 # theirs; the rest is for the last bound.
 SERVE_SHARE, SEARCH_SHARE = 0.5, 0.8
-# Without a time limit, seconds for the small exact program; and the gap at which it ends.
-REPAIR_S, NEARBY_GAP = 10.0, 1e-3
-COLUMNS_TRIED = 4
-ROOM_FAILURES = 40
-# A share of a column from which it counts as chosen, and the weight of the value where prices alone tie.
-WHOLE = 1.0 - 1e-6
+# Service missed, as a share of all of a class, that is searched for no further; columns of small exact programs
+# beside one for each server.
+CLOSE_SERVICE = 5e-3
+SERVED_MORE, VALUE_MORE = 80, (150, 600)
+# With so few left out, serving everyone is tried exactly.
+ALMOST = 0.05
+# The weight of the value where prices alone tie.
 TIE = 1e-9
 # Where everything within this of the bound is as good, the search ends.
 CLOSE_ENOUGH = 1e-9
@@ -48,7 +46,7 @@ class LagrangianSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    gap_share: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    gap_share: Annotated[float, Field(ge=0, lt=1)] = 5e-4
     """Distance to the bound, as a share of the cost, below which nothing more is tried."""
 
 
@@ -58,7 +56,7 @@ class LagrangianSolver:
     name: ClassVar[str] = "lagrangian"
     Settings: ClassVar[type[BaseModel]] = LagrangianSettings
     capabilities: ClassVar[Capabilities] = Capabilities(
-        partial=True, bound=True, shadow_prices=True, heavy=True
+        partial=True, bound=True, shadow_prices=True, weighs=True, heavy=True
     )
 
     def __init__(self, settings: LagrangianSettings) -> None:
@@ -72,18 +70,19 @@ class LagrangianSolver:
             return SolveOutcome(SolveStatus.OPTIMAL, Solution({}), 0.0, 0.0)
         end, search_end = deadline(time_limit_s), deadline(_part(time_limit_s, SEARCH_SHARE))
         columns = columns_of(problem)
-        greedy = GreedySolver(GreedySettings()).solve(problem, None).solution
-        best = _placed(columns, positions(problem, greedy))
         served_bounds: dict[int, float] = {}
-        near = np.zeros(len(columns.server), dtype=bool)
-        if not best.served.all():
-            best, served_bounds = _serve(columns, best, near, deadline(_part(time_limit_s, SERVE_SHARE)))
-        dual = Certificate(columns, best).dual(near, search_end)
+        search = _weighed if columns.weighed else _everyone
+        best, dual = search(columns, self.settings.gap_share, search_end)
+        if not columns.weighed and not best.served.all():
+            best, served_bounds = _serve(columns, best, deadline(_part(time_limit_s, SERVE_SHARE)))
+            if not best.served.all():
+                dual = Certificate(columns, best).dual(end)
         if best.value > dual.bound + self.settings.gap_share * abs(best.value) or served_bounds:
-            best = _cheapen(columns, best, Certificate(columns, best), dual, search_end)
-            seconds = REPAIR_S if time_limit_s is None else left(search_end)
-            best = _better(columns, _nearby(columns, best, near, self.settings.gap_share, seconds), best)
-            dual = Certificate(columns, best).dual(near, end, dual.prices)
+            proven_of = vector(columns, best)[:-1]
+            best = _cheapen(columns, best, dual, search_end)
+            best = _improved(columns, best, dual, self.settings.gap_share, search_end)
+            if vector(columns, best)[:-1] != proven_of:
+                dual = Certificate(columns, best).dual(end, dual.prices)
         solution = solution_of(problem, best.chosen)
         proven = best.value <= dual.bound + CLOSE_ENOUGH * max(1.0, abs(best.value)) and all(
             _reached(columns, best, p) >= bound - LEVEL_ROUNDING for p, bound in served_bounds.items()
@@ -100,9 +99,8 @@ def value_bound(problem: Problem, solution: Solution, seconds: float | None) -> 
     """What no solution that serves each class as much as this one, of single accelerators, can be below."""
     problem = ordered(problem)
     columns = columns_of(problem)
-    placement = _placed(columns, positions(problem, solution))
-    near = np.zeros(len(columns.server), dtype=bool)
-    return Certificate(columns, placement).dual(near, deadline(seconds)).bound
+    placement = placed(columns, positions(problem, solution))
+    return Certificate(columns, placement).dual(deadline(seconds)).bound
 
 
 def _part(time_limit_s: float | None, share: float) -> float | None:
@@ -119,55 +117,78 @@ def _reached(columns: Columns, placement: Placement, priority: int) -> float:
     return float((columns.weight * placement.served)[columns.priority == priority].sum())
 
 
-def _placed(columns: Columns, chosen: dict[int, int]) -> Placement:
+def _everyone(columns: Columns, gap_share: float, end: float) -> tuple[Placement, Dual]:
+    """A placement near the least value of serving everyone, and the prices of that, whether it can be done or not."""
+    everyone = np.ones(columns.servers, dtype=bool)
+    full = np.zeros(columns.servers, dtype=bool)
+    full[columns.server[columns.full]] = True
+    problem = _serving(columns, full, columns.most)
+    dual = best_prices(problem, end)
+    priced = columns.value + dual.prices @ columns.use
     placement = Placement(columns)
-    for column, replicas in chosen.items():
-        placement.give(column, replicas)
-    return placement
+    take_cheapest(placement, priced, everyone)
+    unserved = int((full & ~placement.served).sum())
+    if 0 < unserved <= ALMOST * columns.servers and dual.bound < _most(problem):
+        for more in VALUE_MORE:
+            chosen = nearby(problem, dual.prices, None, more, end, gap_share)
+            if chosen.size:
+                made = placed(columns, {int(c): int(columns.replicas[c]) for c in chosen})
+                placement = better(columns, made, placement)
+                break
+    placement = completed(columns, placement, priced, end)
+    if placement.served.all():
+        placement.improve(end)
+    return placement, dual
 
 
-def _vector(columns: Columns, placement: Placement) -> tuple[float, ...]:
-    """What a placement reaches in every level and, negated, its value."""
-    some = placement.column != NONE
-    at = np.maximum(placement.column, 0)
-    part = placement.replicas / np.maximum(columns.replicas[at], 1)
-    share = np.where(some, columns.share[at] * np.where(columns.replicas[at] > 0, part, 1.0), 0.0)
-    reached = []
-    for level in levels_of(columns):
-        of = columns.priority == level.priority
-        gain = columns.weight * placement.served if level.kind is Kind.SERVED else columns.rate * share
-        reached.append(round(float(gain[of].sum()) / level.scale, 6))
-    return (*reached, -placement.value)
+def _serving(columns: Columns, of: Flags, limit: Array) -> Priced:
+    """Serving some servers in full, all of them, at the least value within limits of shape (R,)."""
+    return Priced(
+        cost=columns.value,
+        rows=columns.use,
+        limit=limit,
+        server=columns.server,
+        starts=columns.starts,
+        usable=columns.full & of[columns.server],
+        must=of,
+    )
 
 
-def _better(columns: Columns, one: Placement, other: Placement) -> Placement:
-    return one if _vector(columns, one) > _vector(columns, other) else other
+def _weighed(columns: Columns, gap_share: float, end: float) -> tuple[Placement, Dual]:
+    """A placement near the least value where nobody must be served, and its prices."""
+    certificate = Certificate(columns, Placement(columns))
+    problem, dual = certificate.problem, certificate.dual(end)
+    priced = problem.priced(dual.prices)
+    placement = Placement(columns)
+    worth = problem.least(priced) < 0
+    take_cheapest(placement, columns.value + dual.prices @ columns.use, worth)
+    placement.improve(end)
+    certificate = Certificate(columns, placement)
+    start = certificate.first
+    for more in VALUE_MORE:
+        chosen = nearby(certificate.problem, dual.prices, start, more, end, gap_share)
+        made = placed(
+            columns,
+            dict(
+                zip(certificate.column[chosen].tolist(), certificate.replicas[chosen].tolist(), strict=True)
+            ),
+        )
+        placement = better(columns, made, placement)
+    return placement, dual
 
 
-def _nearby(columns: Columns, best: Placement, near: Flags, gap_share: float, seconds: float) -> Placement:
-    """The best placement of the columns that prices asked for, and those of a placement: a small exact program."""
-    near = near.copy()
-    near[best.column[best.column != NONE]] = True
-    some = columns.only(near)
-    places = np.cumsum(near) - 1
-    start = {int(places[column]): replicas for column, replicas in best.chosen.items()}
-    choices = formulate(some, (), served_wholly(some, start))
-    end = deadline(seconds)
-
-    def search(program: Program, begin: Array | None, limit: float) -> Answer:
-        # A level may not take all the time of those after it.
-        return solve_integer(program, begin, limit / 2, max(gap_share, NEARBY_GAP))
-
-    result = optimise(choices.formulation(), levels_of(some), choices.encode(start), search, end)
-    back = np.flatnonzero(near)
-    return _placed(columns, {int(back[c]): replicas for c, replicas in choices.decode(result.x).items()})
+def _most(problem: Priced) -> float:
+    """What no choice of a column for every server costs more than."""
+    cost = np.where(problem.usable, problem.cost, -np.inf)
+    most = np.maximum.reduceat(cost, problem.starts[:-1])
+    return float(most[problem.must].sum())
 
 
-def _serve(columns: Columns, first: Placement, near: Flags, end: float) -> tuple[Placement, dict[int, float]]:
+def _serve(columns: Columns, first: Placement, end: float) -> tuple[Placement, dict[int, float]]:
     """Class after class: prices of serving it beside those before, a placement near their shares, room.
 
-    first: a placement to begin with. near: marked with the columns that prices asked for. Returns the best
-    placement and, by priority, the most weight that can be served given what the classes before reached.
+    first: a placement to begin with. Returns the best placement and, by priority, the most weight that can be
+    served given what the classes before reached.
     """
     best, bounds = first, {}
     for priority in np.unique(columns.priority).tolist():
@@ -176,96 +197,44 @@ def _serve(columns: Columns, first: Placement, near: Flags, end: float) -> tuple
             bounds[priority] = float(columns.weight[of].sum())
             continue
         problem = _service_problem(columns, priority, best)
-        dual = best_prices(problem, best.column[best.served], end)
-        near |= dual.entered
+        dual = best_prices(problem, end)
         priced = dual.prices[: len(columns.most)] @ best.use + TIE * columns.value
+        # Those that are served before, where they leave the most, then whom the prices would serve.
+        fresh, before = Placement(columns), best.served & (columns.priority < priority)
+        take_cheapest(fresh, priced, before)
+        place_class(columns, fresh, before, priced, end)
+        take_cheapest(fresh, priced, of & (problem.least(problem.priced(dual.prices)) < 0))
         for made in (
-            _rounded(columns, dual.share, priced, columns.priority <= priority, end),
-            _extended(columns, best, priced, priority, end),
+            completed(columns, fresh, priced, end),
+            extended(columns, best, priced, priority, end),
         ):
-            best = _better(columns, made, best)
+            best = better(columns, made, best)
+        missed = -dual.bound - _reached(columns, best, priority)
+        if missed > CLOSE_SERVICE * float(columns.weight[of].sum()):
+            served = best.column[best.served & (columns.priority <= priority)]
+            chosen = nearby(problem, dual.prices, served, SERVED_MORE, end, CLOSE_SERVICE)
+            made = placed(columns, {int(c): int(columns.replicas[c]) for c in chosen})
+            best = better(columns, completed(columns, made, priced, end), best)
         bounds[priority] = max(-dual.bound, _reached(columns, best, priority))
     return best, bounds
-
-
-def _rounded(columns: Columns, share: Array, priced: Array, of: Flags, end: float) -> Placement:
-    """A placement of some servers: whole shares as they are, the others by price; then best effort."""
-    placement = Placement(columns)
-    for column in np.flatnonzero((share > WHOLE) & of[columns.server] & columns.full).tolist():
-        if (placement.use[:, column] <= placement.rest).all():
-            placement.give(column)
-    return _completed(columns, placement, priced, end)
-
-
-def _extended(columns: Columns, best: Placement, priced: Array, priority: int, end: float) -> Placement:
-    """The placement that is, without what is less important or best effort, and then all that fits."""
-    placement = best.copy()
-    for server in np.flatnonzero((columns.priority > priority) | ~best.served).tolist():
-        placement.take(server)
-    return _completed(columns, placement, priced, end)
-
-
-def _completed(columns: Columns, placement: Placement, priced: Array, end: float) -> Placement:
-    """All that can still be served, class after class, with best effort where the options want it."""
-    priorities = np.unique(columns.priority).tolist()
-    for priority in priorities:
-        of = columns.priority == priority
-        _place_class(columns, placement, of, priced, end)
-        if columns.best_effort and not columns.delayed:
-            _fill(columns, placement, of, priced)
-    for priority in priorities:
-        if columns.best_effort and columns.delayed:
-            _fill(columns, placement, columns.priority == priority, priced)
-    if not columns.best_effort:
-        # Servers that no number of replicas allowed can serve get what they may have.
-        _fill(columns, placement, np.ones(columns.servers, dtype=bool), priced, whole=True)
-    return placement
-
-
-def _place_class(columns: Columns, placement: Placement, of: Flags, priced: Array, end: float) -> None:
-    full = np.where(columns.full, priced, np.inf)
-    least = np.minimum.reduceat(full, columns.starts[:-1]) / columns.weight
-    free = of & (placement.column == NONE) & np.isfinite(least)
-    waiting = [int(s) for s in np.argsort(least, kind="stable") if free[s]]
-    unserved = [s for s in waiting if not placement.serve(s, priced)]
-    before = columns.priority <= int(columns.priority[of].max(initial=0))
-    movable = placement.movable(before)
-    failed = 0
-    for server in unserved:
-        if left(end) <= 0 or failed >= ROOM_FAILURES:
-            return
-        if placement.serve(server, priced) or placement.make_room(server, priced, movable, COLUMNS_TRIED):
-            movable = placement.movable(before)
-        else:
-            failed += 1
-
-
-def _fill(columns: Columns, placement: Placement, of: Flags, priced: Array, whole: bool = False) -> None:
-    """Best effort for servers that have nothing; with `whole` only columns that are given whole count."""
-    for server in np.flatnonzero(of & (placement.column == NONE)).tolist():
-        placement.fill(server, priced)
-        given = placement.column[server]
-        partial = given != NONE and placement.replicas[server] < columns.replicas[given]
-        if whole and (partial or (given != NONE and columns.full[given])):
-            placement.take(server)
 
 
 def _service_problem(columns: Columns, priority: int, best: Placement) -> Priced:
     """Serving the most weight of a class while those before keep what they reached; its cost is negative."""
     certain = np.zeros(columns.servers, dtype=bool)
-    rows, limits = [sparse.csr_matrix(columns.use)], [columns.most]
+    rows, limits = [columns.use], [columns.most]
     for p in np.unique(columns.priority[columns.priority < priority]).tolist():
         of = columns.priority == p
         if best.served[of].all():
             certain |= of
             continue
         gain = np.where(of[columns.server] & columns.full, columns.weight[columns.server], 0.0)
-        rows.append(sparse.csr_matrix(-gain))
+        rows.append(-gain)
         limits.append(np.array([-_reached(columns, best, p) * (1 - CLOSE_ENOUGH)]))
     of = columns.priority == priority
     return Priced(
         cost=np.where(of[columns.server] & columns.full, -columns.weight[columns.server], 0.0),
-        rows=sparse.csr_matrix(sparse.vstack(rows)),
+        rows=np.vstack(rows),
         limit=np.concatenate(limits),
         server=columns.server,
         starts=columns.starts,
@@ -274,105 +243,29 @@ def _service_problem(columns: Columns, priority: int, best: Placement) -> Priced
     )
 
 
-def _cheapen(
-    columns: Columns, best: Placement, certificate: "Certificate", dual: Dual, end: float
-) -> Placement:
-    """The servers that are served, placed near the shares of the least value, then moved while that helps."""
+def _cheapen(columns: Columns, best: Placement, dual: Dual, end: float) -> Placement:
+    """The servers that are served, placed under prices, then moved while that helps."""
     priced = columns.value + dual.prices[: len(columns.most)] @ best.use
-    share = np.zeros(len(columns.server))
-    np.add.at(share, certificate.column[certificate.whole], dual.share[certificate.whole])
-    served = best.served
-    rounded = _rounded(columns, share, priced, np.ones(columns.servers, dtype=bool), end)
-    kept = best.copy()
+    kept, served = best.copy(), best.served
     for server in np.flatnonzero(served).tolist():
         kept.take(server)
-    for column in np.flatnonzero((share > WHOLE) & served[columns.server] & columns.full).tolist():
-        if (kept.use[:, column] <= kept.rest).all():
-            kept.give(column)
+    take_cheapest(kept, priced, served)
     for priority in np.unique(columns.priority).tolist():
-        _place_class(columns, kept, served & (columns.priority == priority), priced, end)
-    for one in (kept, rounded):
-        one.improve(end)
-        best = _better(columns, one, best)
+        place_class(columns, kept, served & (columns.priority == priority), priced, end)
+    kept.improve(end)
+    best = better(columns, kept, best)
     best.improve(end)
     return best
 
 
-class Certificate:
-    """A bound on the value of every placement that serves each class, and carries of it, as much as a given one.
-
-    Best effort is linear in its replicas, so of each column one replica and all but one are enough.
-    """
-
-    def __init__(self, columns: Columns, placement: Placement) -> None:
-        served = placement.served
-        self._whole = {int(p) for p in np.unique(columns.priority) if served[columns.priority == p].all()}
-        self._must: Flags = np.isin(columns.priority, list(self._whole))
-        self._value = placement.value
-        vector = _vector(columns, placement)
-        self.columns = columns
-        self._levels = [
-            (level, reached)
-            for level, reached in zip(levels_of(columns), vector, strict=False)
-            if level.priority not in self._whole
-        ]
-        self.column, self.replicas = self._extended()
-        self.whole: Flags = self.replicas == columns.replicas[self.column]
-        # What is given in part lies between one replica and all but one.
-        given = placement.replicas[columns.server[self.column]]
-        partly = ~self.whole & (given < columns.replicas[self.column])
-        self._first = np.flatnonzero(
-            (self.column == placement.column[columns.server[self.column]])
-            & ((self.replicas == given) | partly)
-        )
-        self.problem = self._problem()
-
-    def _extended(self) -> tuple[Ints, Ints]:
-        columns = self.columns
-        every = np.arange(len(columns.server))
-        partial = np.flatnonzero(columns.best_effort & ~self._must[columns.server] & (columns.replicas >= 2))
-        column = np.concatenate([every, partial, partial])
-        replicas = np.concatenate(
-            [columns.replicas, np.ones(len(partial), dtype=np.int64), columns.replicas[partial] - 1]
-        )
-        order = np.lexsort((replicas, column, columns.server[column]))
-        return column[order], replicas[order]
-
-    def _problem(self) -> Priced:
-        columns, column, replicas = self.columns, self.column, self.replicas
-        whole = replicas == columns.replicas[column]
-        part = np.where(whole, 1.0, replicas / np.maximum(columns.replicas[column], 1))
-        server = columns.server[column]
-        full = whole & columns.full[column]
-        rows = [sparse.csr_matrix(columns.units[:, column] * replicas)]
-        limits = [columns.most]
-        for level, reached in self._levels:
-            of = (columns.priority == level.priority)[server]
-            if level.kind is Kind.SERVED:
-                gain = np.where(of & full, columns.weight[server], 0.0)
-            else:
-                gain = np.where(of, columns.rate[server] * columns.share[column] * part, 0.0)
-            rows.append(sparse.csr_matrix(-gain / level.scale))
-            limits.append(np.array([-(reached - LEVEL_ROUNDING)]))
-        return Priced(
-            cost=columns.value[column] * part,
-            rows=sparse.csr_matrix(sparse.vstack(rows)),
-            limit=np.concatenate(limits),
-            server=server,
-            starts=np.searchsorted(server, np.arange(columns.servers + 1)),
-            usable=full | ~self._must[server],
-            must=self._must,
-        )
-
-    def dual(self, near: Flags, end: float, known: Array | None = None) -> Dual:
-        """The best prices and their bound; marks the columns that prices asked for."""
-        start = None
-        if known is not None:
-            # Prices of cards, money and power are worth beginning with whatever the levels are.
-            shared = len(self.columns.most)
-            start = np.concatenate([known[:shared], np.zeros(len(self.problem.limit) - shared)])
-            if len(known) == len(start):
-                start = known
-        found = best_prices(self.problem, self._first, end, start)
-        near[self.column[found.entered]] = True
-        return found
+def _improved(columns: Columns, given: Placement, dual: Dual, gap_share: float, end: float) -> Placement:
+    """The placement of least value that serves the same servers, among what is cheapest under prices."""
+    served = given.served
+    rest = given.copy()
+    for server in np.flatnonzero(served).tolist():
+        rest.take(server)
+    problem = _serving(columns, served, rest.rest)
+    prices = dual.prices[: len(columns.most)]
+    for column in nearby(problem, prices, given.column[served], VALUE_MORE[0], end, gap_share).tolist():
+        rest.give(column)
+    return better(columns, rest, given)

@@ -73,12 +73,14 @@ class Result:
     final: Program
 
 
-Search = Callable[[Program, Array | None, float], Answer]
+Search = Callable[[Program, Array, float], Answer]
 """Solves a program from a first solution within so many seconds."""
 
 
 def levels_of(columns: Columns) -> tuple[Level, ...]:
-    """The levels of a problem in their order."""
+    """The levels of a problem in their order; none where classes are weighed."""
+    if columns.weighed:
+        return ()
     can = np.zeros(columns.servers, dtype=bool)
     np.logical_or.at(can, columns.server, columns.full)
     best = np.zeros(columns.servers)

@@ -19,18 +19,24 @@ from services.optimizer.solvers.columns import (
     served_wholly,
     solution_of,
 )
+from services.optimizer.solvers.construction import filled
 from services.optimizer.solvers.formulation import formulate, mixes_of
-from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
 from services.optimizer.solvers.highs import (
     Answer,
     Program,
     deadline,
     left,
     require_highs,
-    solve_integer,
     solve_relaxed,
 )
+from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver
 from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, Result, levels_of, optimise
+from services.optimizer.solvers.narrowed import solve_narrowed
+
+# Of the time limit, the share for a first solution.
+START_SHARE = 0.3
+# Seconds to look for whom else can be served when the time is over.
+FILLING_S = 0.1
 
 
 class MilpSettings(BaseModel):
@@ -50,7 +56,7 @@ class MilpSolver:
     name: ClassVar[str] = "milp"
     Settings: ClassVar[type[BaseModel]] = MilpSettings
     capabilities: ClassVar[Capabilities] = Capabilities(
-        exact=True, partial=True, mixes=True, bound=True, shadow_prices=True, heavy=True
+        exact=True, partial=True, mixes=True, bound=True, shadow_prices=True, weighs=True, heavy=True
     )
 
     def __init__(self, settings: MilpSettings) -> None:
@@ -58,11 +64,14 @@ class MilpSolver:
         self.settings = settings
 
     def solve(self, problem: Problem, time_limit_s: float | None) -> SolveOutcome:
-        """The optimum, or at the time limit the best so far with its bound, from greedy's solution on."""
+        """The optimum, or at the time limit the best so far with its bound, from lagrangian's solution on."""
         if self.settings.backend == "cvxpy" and problem.servers and not problem.options.heterogeneous:
             return _modelled(problem, time_limit_s)
-        first = GreedySolver(GreedySettings()).solve(problem, None).solution
-        return improve(problem, first, time_limit_s, self.settings.gap_share)
+        end = deadline(time_limit_s)
+        share = None if time_limit_s is None else time_limit_s * START_SHARE
+        first = LagrangianSolver(LagrangianSettings()).solve(problem, share).solution
+        rest = None if time_limit_s is None else left(end)
+        return improve(problem, first, rest, self.settings.gap_share)
 
 
 def _modelled(problem: Problem, time_limit_s: float | None) -> SolveOutcome:
@@ -89,15 +98,20 @@ def improve(problem: Problem, first: Solution, time_limit_s: float | None, gap_s
     columns, start = columns_of(problem), positions(problem, first)
     choices = formulate(columns, mixes_of(problem), served_wholly(columns, start))
 
-    def search(program: Program, begin: Array | None, seconds: float) -> Answer:
-        return solve_integer(program, begin, seconds, gap_share)
+    def search(program: Program, begin: Array, seconds: float) -> Answer:
+        return solve_narrowed(program, begin, seconds, gap_share)
 
     result = optimise(choices.formulation(), levels_of(columns), choices.encode(start), search, end)
+    chosen, bound = choices.decode(result.x), result.bound
+    if not (result.proven or columns.weighed or problem.options.heterogeneous):
+        # A level that was not reached was not looked at yet.
+        more = filled(columns, chosen, deadline(FILLING_S))
+        chosen, bound = more, bound if more == chosen else -math.inf
     relaxed = solve_relaxed(result.final, max(left(end), 0.1))
     return outcome_of(
         problem,
-        solution_of(problem, choices.decode(result.x)),
-        result.bound,
+        solution_of(problem, chosen),
+        bound,
         served_bounds(problem, result),
         SolveStatus.OPTIMAL if result.proven else SolveStatus.TIME_LIMIT,
         {} if relaxed.duals is None else prices_of(columns, relaxed.duals[columns.servers :]),

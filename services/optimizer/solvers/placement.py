@@ -9,6 +9,8 @@ NONE = -1
 # Moves that gain less than this share of the whole value are rounding.
 LEAST_GAIN = 1e-12
 MOVES_A_PASS = 400
+# Moves that are looked at to make room for one server, those that cost least.
+MOVES_TRIED = 3000
 
 
 class Placement:
@@ -86,8 +88,11 @@ class Placement:
         own = np.arange(first, last)[columns.full[first:last]]
         if not movable.size:
             return False
-        change = self.use[:, movable] - self.use[:, self.column[columns.server[movable]]]
         loss = priced[movable] - priced[self.column[columns.server[movable]]]
+        if movable.size > MOVES_TRIED:
+            some = np.argpartition(loss, MOVES_TRIED)[:MOVES_TRIED]
+            movable, loss = movable[some], loss[some]
+        change = self.use[:, movable] - self.use[:, self.column[columns.server[movable]]]
         for column in own[np.argsort(priced[own], kind="stable")][:tries]:
             rest = self.rest - self.use[:, column]
             fits = (change <= rest[:, None]).all(axis=0)
@@ -111,7 +116,8 @@ class Placement:
             )
         count = np.minimum(room, self.columns.replicas[first:last])
         share = self.columns.share[first:last] * count / np.maximum(self.columns.replicas[first:last], 1)
-        share = np.where(count > 0, share, 0.0)
+        part = count < self.columns.replicas[first:last]
+        share = np.where((count > 0) & ~(part & (count < self.columns.least[first:last])), share, 0.0)
         if not share.any():
             return
         best = np.lexsort((priced[first:last], -share))[0]

@@ -10,7 +10,8 @@ from typing import Any
 
 from services.perfmodel.problems.forms import MS, Form
 from services.perfmodel.queueing import Binding, Distribution, Metrics, QueueingModel, Saturation
-from services.perfmodel.queueing_models.birth_death_compat import HIGHEST_SHARE, BirthDeathCompatModel
+from services.perfmodel.queueing_models.birth_death_compat import BirthDeathCompatModel
+from services.perfmodel.queueing_models.compat_chain import HIGHEST_SHARE
 
 Body = dict[str, Any]
 
@@ -51,7 +52,7 @@ def _own(metrics: Metrics, at: tuple[int, ...]) -> Body:
 
 def _reference(model: QueueingModel, metrics: Metrics, at: tuple[int, ...]) -> Body:
     # The reference stops short of the capacity, and calls where it stops the largest rate.
-    largest = HIGHEST_SHARE if isinstance(model, BirthDeathCompatModel) else 1.0
+    largest = float(HIGHEST_SHARE) if isinstance(model, BirthDeathCompatModel) else 1.0
     return {
         "offeredRPS": float(metrics.offered_rps[at]),
         "throughput": float(metrics.throughput_rps[at]),

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from schemas.base import Statistic
-from schemas.fleet import OptimizerOptions, Quota, SaturationPolicy, Served
+from schemas.fleet import OptimizerOptions, Quota, Ranking, SaturationPolicy, Served
 from services.optimizer.limits import limits_of
 from services.optimizer.problem import (
     Candidate,
@@ -117,6 +117,9 @@ def vector_of(problem: Problem, server: ServerProblem, choices: tuple[Choice, ..
     """What one server's choices add to every level, larger is better; the last is minus the value."""
     priorities = sorted({s.priority for s in problem.servers})
     share = carried_share(choices) if choices else 0.0
+    if problem.options.ranking is Ranking.WEIGHTED:
+        value = Solution({server.server: choices}).value if choices else 0.0
+        return (server.violation_cost_per_hour * share - value,)
     weight = 1.0
     if problem.options.maximize is Served.DEMAND:
         loads = [s.rate_rps for s in problem.servers if s.rate_rps > 0]
@@ -146,7 +149,8 @@ def options_of(problem: Problem, server: ServerProblem) -> list[tuple[Choice, ..
     for candidate in server.candidates:
         found.append((Choice(candidate, candidate.replicas),))
         if partly:
-            found += [(Choice(candidate, k),) for k in range(1, candidate.replicas)]
+            least = server.least_replicas(candidate)
+            found += [(Choice(candidate, k),) for k in range(least, candidate.replicas)]
     if problem.options.heterogeneous and server.rate_rps > 0:
         best: dict[str, Candidate] = {}
         for candidate in server.candidates:
@@ -166,6 +170,7 @@ def optimum(problem: Problem) -> Optimum:
     """The best solution of all."""
     limits = limits_of(problem)
     levels = 2 * len({s.priority for s in problem.servers}) + 1
+    levels = 1 if problem.options.ranking is Ranking.WEIGHTED else levels
     states: dict[tuple[float, ...], tuple[tuple[float, ...], dict[str, tuple[Choice, ...]]]] = {
         (0.0,) * len(limits): ((0.0,) * levels, {})
     }
