@@ -12,7 +12,7 @@ import numpy as np
 from services.predictor.forecaster import Forecaster
 from services.predictor.history import DAY_S, Flags, Floats, largest_ahead
 from services.predictor.quantiles import LEVELS, pinball
-from services.predictor.series import Series, advance, due_for_fit, fitted, speak
+from services.predictor.series import Measured, Series, advance, due_for_fit, fitted, speak
 from services.predictor.settings import PredictorSettings
 
 _P50, _P90, _P95 = (LEVELS.index(level) for level in (0.5, 0.9, 0.95))
@@ -76,7 +76,7 @@ def run(
         if rate_rps != rate_rps:
             continue
         begin_s = start_s + place * width_s
-        series = advance(series, begin_s, begin_s + width_s, rate_rps, settings)
+        series = advance(series, Measured(begin_s, begin_s + width_s, rate_rps), settings)
         if due_for_fit(series, steps, settings):
             began_s = timer()
             series = fitted(series, steps, forecasters)
