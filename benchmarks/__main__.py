@@ -15,6 +15,7 @@ NAMES = (
     "engines",
     "optimizer",
     "control_cycle",
+    "forecasts",
     "throughput",
 )
 

@@ -70,8 +70,8 @@ class PredictorSettings(BaseModel):
     """Where the load before the first message is found."""
     gap_windows: Annotated[float, Field(ge=1)] = 3.0
     """Silence, in windows, after which what happened meanwhile is unknown and open forecasts are not scored."""
-    token_half_life_s: Annotated[float, Field(gt=0)] = 600.0
-    """Control seconds after which a window counts half in the token means."""
+    token_half_life_s: Annotated[float, Field(gt=0)] = 300.0
+    """Control seconds after which a window counts half in the token means: a few lead times."""
 
 
 class Settings(RuntimeSettings):
