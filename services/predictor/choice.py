@@ -11,7 +11,7 @@ loses each time that it comes too late. At the median the last value as it was i
 from dataclasses import dataclass
 from math import exp, log
 
-from services.predictor.quantiles import LEVELS, Ratios, pinball, with_ratio
+from services.predictor.quantiles import LEVELS, Ratios, with_ratio
 from services.predictor.settings import PredictorSettings
 
 ENSEMBLE = "ensemble"
@@ -90,16 +90,18 @@ def scored(
         min(max(at + pace * ((came_rps > rate) - (1.0 - level)), -_FURTHEST_SHIFT), _FURTHEST_SHIFT)
         for at, rate, level in zip(record.shift, said.ensemble, LEVELS, strict=True)
     )
-    losses = [pinball(came_rps, rates) for rates in said.pool]
+    pool = tuple(
+        [_faded(held, fade, came_rps, rates) for held, rates in zip(record.pool, said.pool, strict=True)]
+    )
     ratios = zip(record.ratios, points_rps, strict=True)
     return Record(
         tuple(with_ratio(held, (came_rps + one_rps) / (point + one_rps), most) for held, point in ratios),
         tuple(max(came_rps - p, r * kept) for p, r in zip(points_rps, record.rises_rps, strict=True)),
-        tuple(_faded(held, lost, fade) for held, lost in zip(record.pool, losses, strict=True)),
+        pool,
         fade * record.pool_weight + 1.0,
-        _faded(record.last, losses[0], forget),
-        _faded(record.ensemble, pinball(came_rps, said.ensemble), forget),
-        _faded(record.issued, pinball(came_rps, said.issued), forget),
+        _faded(record.last, forget, came_rps, said.pool[0]),
+        _faded(record.ensemble, forget, came_rps, said.ensemble),
+        _faded(record.issued, forget, came_rps, said.issued),
         forget * record.plain + 0.5 * abs(came_rps - newest_rps),
         forget * record.weight + 1.0,
         shift,
@@ -108,8 +110,16 @@ def scored(
     )
 
 
-def _faded(held: Levels, lost: list[float], keep: float) -> Levels:
-    return tuple([keep * one + new for one, new in zip(held, lost, strict=True)])
+def _faded(losses: Levels, keep: float, came_rps: float, said: Levels) -> Levels:
+    """Discounted sums of losses, as `quantiles.pinball` has them, with one more; one pass, as it costs the most."""
+    figures = zip(losses, said, LEVELS, strict=True)
+    return tuple(
+        [
+            keep * lost
+            + (level * (came_rps - rate) if came_rps >= rate else (1.0 - level) * (rate - came_rps))
+            for lost, rate, level in figures
+        ]
+    )
 
 
 def ensemble_of(pool: tuple[Levels, ...], record: Record, one_rps: float) -> list[float]:

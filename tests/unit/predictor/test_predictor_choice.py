@@ -78,6 +78,16 @@ def test_what_is_issued_lies_between_its_parts_whatever_came(
         )
 
 
+@given(last=rates, ensemble=rates, came=st.floats(0, 1e4))
+def test_what_is_recorded_is_pinball_loss(
+    last: tuple[float, ...], ensemble: tuple[float, ...], came: float
+) -> None:
+    said = Rates((last,), ensemble, last)
+    record = scored(no_record(1), last[0], (last[0],), said, came, ONE_RPS, SETTINGS)
+    for kept, forecast in ((record.last, last), (record.ensemble, ensemble), (record.pool[0], last)):
+        assert kept == pytest.approx(pinball(came, forecast))
+
+
 @given(ratios=st.lists(st.floats(0, 10), min_size=1, max_size=60), most=st.integers(1, 40))
 def test_ranked_ratios_are_the_newest_in_order(ratios: list[float], most: int) -> None:
     held = Ratios()
