@@ -20,6 +20,7 @@ _LONGEST_S = 1e9
 _MOST_TOKENS = 1e9
 # Below a millisecond a rate is a rounding error of two clock readings.
 _NARROWEST_S = 1e-3
+_ALONE = "narrow window before a silence"
 _NEW = Series()
 
 
@@ -94,10 +95,18 @@ def step(
         if reason := _why_not(window, end_s):
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
-        ready, narrow[name] = _widened(held, _measured(window, end_s), settings)
-        if ready:
-            used.setdefault(name, []).extend(ready)
-            newest[name] = window
+        part = _measured(window, end_s)
+        if held is not None and part.start_s - held.end_s > settings.narrowest_s:
+            # A moment of load, and nothing known after it: no window of a series.
+            skipped[_ALONE] = skipped.get(_ALONE, 0) + 1
+            held = None
+        part = part if held is None else _joined(held, part)
+        if part.end_s - part.start_s < settings.narrowest_s:
+            narrow[name] = part
+            continue
+        narrow[name] = None
+        used.setdefault(name, []).append(part)
+        newest[name] = window
     series = {name: _advanced(state.series.get(name, _NEW), taken, settings) for name, taken in used.items()}
     horizons_s = {name: _horizon_s(state, window) for name, window in newest.items()}
     overdue = [
@@ -185,22 +194,6 @@ def _why_not(window: TelemetryObserved, end_s: float) -> str:
     if window.window_end_s - max(window.window_start_s, end_s) < _NARROWEST_S:
         return "window too short"
     return ""
-
-
-def _widened(
-    held: Measured | None, came: Measured, settings: PredictorSettings
-) -> tuple[list[Measured], Measured | None]:
-    """The windows that are wide enough after one came, and what is held of narrower ones.
-
-    After a silence longer than what is held nothing can be joined to it, and it is used as it is.
-    """
-    ready = []
-    if held is not None and came.start_s - held.end_s > held.end_s - held.start_s:
-        ready, held = [held], None
-    joined = came if held is None else _joined(held, came)
-    if joined.end_s - joined.start_s < settings.narrowest_s:
-        return ready, joined
-    return [*ready, joined], None
 
 
 def _joined(first: Measured, second: Measured) -> Measured:

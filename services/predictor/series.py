@@ -152,7 +152,9 @@ def speak(
     history = series.history
     if not history.highest_rps:
         none = (0.0,) * len(LEVELS)
-        return series, Spoken("last", "the last value: no request was ever seen", none, none, 0, 0.0, 0.0)
+        return series, Spoken(
+            "last", "the last value: no request in all that is remembered", none, none, 0, 0.0, 0.0
+        )
     steps, newest_rps = history.windows(horizon_s), history.newest_rps
     record = series.record or no_record(len(forecasters))
     points: list[float] = []
