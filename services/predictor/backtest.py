@@ -93,7 +93,7 @@ def run(
         said[place], last[place], reason = spoken.rates_rps, spoken.last_rps, spoken.reason
         ensemble[place] = spoken.forecaster != "last"
         for said_tokens, mean in ((inputs, series.input_tokens), (outputs, series.output_tokens)):
-            if quantiles := token_quantiles(mean):
+            if quantiles := token_quantiles(mean, settings.trusted):
                 said_tokens[place] = quantiles
     came = np.full(count, np.nan)
     ahead = largest_ahead(rates_rps, steps)

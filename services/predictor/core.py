@@ -123,7 +123,7 @@ def step(
     issued = []
     for name, one in taken.items():
         series[name], spoken = _spoken(series[name], one, forecasters, settings)
-        issued.append(_forecast(series[name], newest[name], one.horizon_s, spoken))
+        issued.append(_forecast(series[name], newest[name], one.horizon_s, spoken, settings))
     state = replace(
         state,
         series={**state.series, **series},
@@ -216,7 +216,13 @@ def _weighted(*parts: tuple[float | None, float]) -> float | None:
     return sum(figure * weight for figure, weight in known) / total if known else None
 
 
-def _forecast(series: Series, window: TelemetryObserved, horizon_s: float, spoken: Spoken) -> ForecastIssued:
+def _forecast(
+    series: Series,
+    window: TelemetryObserved,
+    horizon_s: float,
+    spoken: Spoken,
+    settings: PredictorSettings,
+) -> ForecastIssued:
     score = None
     if spoken.scored:
         score = BacktestScore(
@@ -224,7 +230,8 @@ def _forecast(series: Series, window: TelemetryObserved, horizon_s: float, spoke
             pinball_p90=spoken.loss,
             pinball_p90_last=spoken.loss_last,
         )
-    inputs, outputs = token_quantiles(series.input_tokens), token_quantiles(series.output_tokens)
+    inputs = token_quantiles(series.input_tokens, settings.trusted)
+    outputs = token_quantiles(series.output_tokens, settings.trusted)
     return ForecastIssued(
         server=window.server,
         issued_at_s=series.end_s,

@@ -51,7 +51,7 @@ class PredictorSettings(BaseModel):
     ratios: Annotated[int, Field(ge=20, le=10_000)] = 500
     """Forecasts come due that are kept for the intervals."""
     trusted: Annotated[int, Field(ge=1, le=10_000)] = 50
-    """Forecasts come due from which the intervals need no Poisson floor."""
+    """Forecasts come due from which intervals of rates need no Poisson floor, and token means have any."""
     judged: Annotated[int, Field(ge=1, le=10_000)] = 20
     """Forecasts come due before the ensemble has a part in what is issued."""
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.03

@@ -69,11 +69,15 @@ def with_due(mean: TokenMean, said: TokensSaid, most: int) -> TokenMean:
     return TokenMean(mean.total, mean.weight, mean.sum, mean.requests, ratios)
 
 
-def token_quantiles(mean: TokenMean) -> tuple[float, ...]:
-    """The mean over the horizon at each of LEVELS, rising; nothing before a request was measured."""
+def token_quantiles(mean: TokenMean, trusted: int) -> tuple[float, ...]:
+    """The mean over the horizon at each of LEVELS, rising; nothing before a request was measured.
+
+    Before `trusted` forecasts have come due it is the point at every level: the largest of a few ratios is chance,
+    and what it adds would be planned for now and taken away later.
+    """
     point = mean.point
     if point is None:
         return ()
-    if not len(mean.ratios):
+    if len(mean.ratios) < trusted:
         return (point,) * len(LEVELS)
     return rising([(point + 1.0) * ratio - 1.0 for ratio in mean.ratios.at_levels()])
