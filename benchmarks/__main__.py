@@ -16,6 +16,7 @@ NAMES = (
     "optimizer",
     "control_cycle",
     "gate",
+    "forecasts",
     "throughput",
     "kubernetes_inventory",
     "tuner",

@@ -1,5 +1,6 @@
 """What the predictor issues: the load that will be there when a decision taken now serves traffic."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -9,12 +10,16 @@ from schemas.base import Contract, Count, Name, Quality, Rate, Seconds, Tokens, 
 
 
 class RateQuantile(Contract):
-    """One quantile of the largest request rate within the horizon."""
+    """One quantile of the load within the horizon."""
 
     quantile: Annotated[float, Field(gt=0, lt=1)]
     """The quantile's level."""
     rate_rps: Rate
-    """Its value."""
+    """The largest request rate within the horizon."""
+    input_tokens: Tokens | None = None
+    """Mean input tokens of a request over the horizon, at this level of their own distribution."""
+    output_tokens: Tokens | None = None
+    """Mean output tokens of a request over the horizon, at this level of their own distribution."""
 
 
 class BacktestScore(Contract):
@@ -57,16 +62,37 @@ class ForecastIssued(Contract):
         for lower, upper in pairwise(self.rate):
             if upper.quantile <= lower.quantile or upper.rate_rps < lower.rate_rps:
                 raise ValueError("rate: expected rising quantiles with rates that do not fall")
+            if _fall(lower.input_tokens, upper.input_tokens) or _fall(
+                lower.output_tokens, upper.output_tokens
+            ):
+                raise ValueError("rate: expected token means that do not fall from one quantile to the next")
         return self
+
+
+def _fall(lower: float | None, upper: float | None) -> bool:
+    return lower is not None and upper is not None and upper < lower
 
 
 def rate_at(forecast: ForecastIssued, quantile: float) -> float:
     """The forecast's rate at a quantile, interpolated between those issued, in requests per second."""
-    points = forecast.rate
-    if quantile <= points[0].quantile:
-        return points[0].rate_rps
-    for lower, upper in pairwise(points):
-        if quantile <= upper.quantile:
-            share = (quantile - lower.quantile) / (upper.quantile - lower.quantile)
-            return lower.rate_rps + share * (upper.rate_rps - lower.rate_rps)
-    return points[-1].rate_rps
+    return _between([(one.quantile, one.rate_rps) for one in forecast.rate], quantile)
+
+
+def tokens_at(forecast: ForecastIssued, quantile: float) -> tuple[float | None, float | None]:
+    """Mean input and output tokens at a quantile, interpolated; the expected ones where no quantiles were issued."""
+    inputs = [(one.quantile, one.input_tokens) for one in forecast.rate if one.input_tokens is not None]
+    outputs = [(one.quantile, one.output_tokens) for one in forecast.rate if one.output_tokens is not None]
+    return (
+        _between(inputs, quantile) if inputs else forecast.input_tokens,
+        _between(outputs, quantile) if outputs else forecast.output_tokens,
+    )
+
+
+def _between(points: Sequence[tuple[float, float]], level: float) -> float:
+    """The figure at a level between points of rising level, beyond them that of the nearest."""
+    if level <= points[0][0]:
+        return points[0][1]
+    for (lower, one), (upper, two) in pairwise(points):
+        if level <= upper:
+            return one + (level - lower) / (upper - lower) * (two - one)
+    return points[-1][1]

@@ -62,7 +62,8 @@ def backtest(
         task = progress.add_task("backtest", total=len(work))
         for path, one, name, span in work:
             rates = one.rates_rps[name]
-            run = scoring.run(rates, one.start_s, one.width_s, span, pool, settings, time.perf_counter)
+            # Processor time: what a fit costs does not depend on what else the machine does.
+            run = scoring.run(rates, one.start_s, one.width_s, span, pool, settings, time.process_time)
             first = scoring.warm_up(len(rates), one.width_s)
             scores = [scoring.score(rates, run, said, first) for said in (run.rates_rps, run.last_rps)]
             rows.append(_row(path, name, span, run, first, *scores))
@@ -94,14 +95,28 @@ def forecast(
     with _progress() as progress:
         task = progress.add_task("forecast", total=len(work))
         for name, span in work:
+            lengths = held.tokens.get(name)
             run = scoring.run(
-                held.rates_rps[name], held.start_s, held.width_s, span, pool, settings, time.perf_counter
+                held.rates_rps[name],
+                held.start_s,
+                held.width_s,
+                span,
+                pool,
+                settings,
+                time.process_time,
+                lengths,
             )
             measured = [i for i, rate in enumerate(run.rates_rps[:, 0]) if not math.isnan(rate)]
             if not measured:
                 _refuse(f"{trace}: column {name}: no measured window: expected at least one")
             newest = measured[-1]
-            tokens = held.tokens.get(name, (None, None))
+            levels = zip(
+                LEVELS,
+                run.rates_rps[newest].tolist(),
+                run.input_tokens[newest].tolist(),
+                run.output_tokens[newest].tolist(),
+                strict=True,
+            )
             rows.append(
                 {
                     "series": name,
@@ -109,10 +124,9 @@ def forecast(
                     "issued_at_s": held.start_s + (newest + 1) * held.width_s,
                     "rate": [
                         {"quantile": level, "rate_rps": rate}
-                        for level, rate in zip(LEVELS, run.rates_rps[newest].tolist(), strict=True)
+                        | ({} if lengths is None else {"input_tokens": inputs, "output_tokens": outputs})
+                        for level, rate, inputs, outputs in levels
                     ],
-                    "input_tokens": tokens[0],
-                    "output_tokens": tokens[1],
                     "forecaster": "ensemble" if run.ensemble[newest] else "last",
                     "reason": run.reason,
                 }

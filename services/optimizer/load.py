@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from schemas.base import Quality
 from schemas.fleet import FleetDeclared, Server
-from schemas.forecast import rate_at
+from schemas.forecast import rate_at, tokens_at
 from schemas.plan import Inputs
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.state import State
@@ -32,8 +32,8 @@ def planned_load(
     """The rate and the token means that a server is planned for.
 
     The rate is the fresh forecast's at the quantile of the service class, but not below the fresh measured
-    one; the nominal rate counts only while nothing was ever measured. Token means are the forecast's, the
-    window's, those last planned with, or the nominal ones, in this order.
+    one; the nominal rate counts only while nothing was ever measured. Token means are the forecast's at the same
+    quantile, the window's, those last planned with, or the nominal ones, in this order.
     """
     window, forecast = state.telemetry.get(server.name), state.forecasts.get(server.name)
     seen = window is not None
@@ -48,18 +48,21 @@ def planned_load(
 
     measured = window.offered_rate_rps if window else None
     rate, rate_from = measured, "telemetry" if measured is not None else ""
+    expected_tokens: tuple[float | None, float | None] = (None, None)
     if forecast:
         quantile = next(c.forecast_quantile for c in fleet.service_classes if c.name == server.service_class)
-        expected = rate_at(forecast, quantile)
+        expected, expected_tokens = rate_at(forecast, quantile), tokens_at(forecast, quantile)
         if measured is None or expected > measured:
             rate, rate_from = expected, "forecast"
     elif not seen and server.nominal_rate_rps is not None:
         rate, rate_from = server.nominal_rate_rps, "nominal"
 
     last = state.last_plans.get(server.name)
-    sources = (forecast, window, last.inputs if last else None)
-    input_tokens = _first(*(s.input_tokens for s in sources if s), server.nominal_input_tokens)
-    output_tokens = _first(*(s.output_tokens for s in sources if s), server.nominal_output_tokens)
+    sources = (window, last.inputs if last else None)
+    input_tokens, output_tokens = (
+        _first(expected_tokens[0], *(s.input_tokens for s in sources if s), server.nominal_input_tokens),
+        _first(expected_tokens[1], *(s.output_tokens for s in sources if s), server.nominal_output_tokens),
+    )
     inputs = Inputs(
         fleet_revision=fleet.revision,
         window_end_s=window.window_end_s if window else None,

@@ -12,8 +12,9 @@ import numpy as np
 from services.predictor.forecaster import Forecaster
 from services.predictor.history import DAY_S, Flags, Floats, largest_ahead
 from services.predictor.quantiles import LEVELS, pinball
-from services.predictor.series import Series, advance, due_for_fit, fitted, speak
+from services.predictor.series import Measured, Series, advance, due_for_fit, fitted, speak
 from services.predictor.settings import PredictorSettings
+from services.predictor.tokens import token_quantiles
 
 _P50, _P90, _P95 = (LEVELS.index(level) for level in (0.5, 0.9, 0.95))
 
@@ -24,7 +25,8 @@ class Run:
 
     rates_rps, last_rps: issued, and what the last value with its own intervals would have been, shape (n, levels),
     NaN where nothing was issued; came_rps: the largest rate that came, NaN where it is not known; ensemble: where
-    the ensemble spoke at 0.9; fits, fit_s: how many and how long in all.
+    the ensemble spoke at 0.9; fits, fit_s: how many and how long in all; input_tokens, output_tokens: as issued,
+    shape (n, levels), NaN before any was measured.
     """
 
     rates_rps: Floats
@@ -34,6 +36,8 @@ class Run:
     reason: str
     fits: int
     fit_s: float
+    input_tokens: Floats
+    output_tokens: Floats
 
 
 @dataclass(frozen=True)
@@ -63,20 +67,24 @@ def run(
     forecasters: Sequence[Forecaster],
     settings: PredictorSettings,
     timer: Callable[[], float],
+    tokens: tuple[Floats, Floats] | None = None,
 ) -> Run:
     """Forecast from every measured window of a series; NaN is a window that was not measured.
 
-    Parameters: rates_rps, shape (n,); start_s, Unix seconds; timer, seconds of any origin, for the cost of fits.
+    Parameters: rates_rps, shape (n,); start_s, Unix seconds; timer, seconds of any origin, for the cost of fits;
+    tokens, mean input and output tokens of a request in each window, shape (n,), NaN where there was none.
     """
     count, steps = len(rates_rps), max(1, round(horizon_s / width_s))
     said, last = np.full((count, len(LEVELS)), np.nan), np.full((count, len(LEVELS)), np.nan)
+    inputs, outputs = np.full((count, len(LEVELS)), np.nan), np.full((count, len(LEVELS)), np.nan)
     ensemble = np.zeros(count, dtype=bool)
     series, reason, fits, fit_s = Series(), "", 0, 0.0
     for place, rate_rps in enumerate(rates_rps.tolist()):
         if rate_rps != rate_rps:
             continue
         begin_s = start_s + place * width_s
-        series = advance(series, begin_s, begin_s + width_s, rate_rps, settings)
+        lengths = (None, None) if tokens is None else (_known(tokens[0][place]), _known(tokens[1][place]))
+        series = advance(series, Measured(begin_s, begin_s + width_s, rate_rps, None, *lengths), settings)
         if due_for_fit(series, steps, settings):
             began_s = timer()
             series = fitted(series, steps, forecasters)
@@ -84,10 +92,17 @@ def run(
         series, spoken = speak(series, steps * width_s, forecasters, settings)
         said[place], last[place], reason = spoken.rates_rps, spoken.last_rps, spoken.reason
         ensemble[place] = spoken.forecaster != "last"
+        for said_tokens, mean in ((inputs, series.input_tokens), (outputs, series.output_tokens)):
+            if quantiles := token_quantiles(mean, settings.trusted):
+                said_tokens[place] = quantiles
     came = np.full(count, np.nan)
     ahead = largest_ahead(rates_rps, steps)
     came[: len(ahead)] = ahead
-    return Run(said, last, came, ensemble, reason, fits, fit_s)
+    return Run(said, last, came, ensemble, reason, fits, fit_s, inputs, outputs)
+
+
+def _known(figure: float) -> float | None:
+    return None if figure != figure else float(figure)
 
 
 def warm_up(count: int, width_s: float) -> int:

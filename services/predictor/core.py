@@ -9,8 +9,9 @@ from schemas.forecast import BacktestScore, ForecastIssued, RateQuantile
 from schemas.telemetry import InventoryObserved, TelemetryObserved
 from services.predictor.forecaster import Forecaster
 from services.predictor.quantiles import LEVELS
-from services.predictor.series import Series, Spoken, advance, discounted, due_for_fit, fitted, speak
+from services.predictor.series import Measured, Series, Spoken, advance, due_for_fit, fitted, speak
 from services.predictor.settings import PredictorSettings
+from services.predictor.tokens import TokenMean, token_quantiles
 
 _USABLE = (Quality.OK, Quality.PARTIAL)
 UNKNOWN_STARTUP_S = 120.0
@@ -19,28 +20,22 @@ _LONGEST_S = 1e9
 _MOST_TOKENS = 1e9
 # Below a millisecond a rate is a rounding error of two clock readings.
 _NARROWEST_S = 1e-3
+_ALONE = "narrow window before a silence"
+_NEW = Series()
 
 
 @dataclass(frozen=True)
 class State:
-    """The newest fleet and inventory, a series for each server, and what was issued last."""
+    """The newest fleet and inventory, a series for each server, and what was issued last.
+
+    narrow: by server what narrow windows have come to that are not yet wide enough to be one of its series.
+    """
 
     fleet: FleetDeclared | None = None
     inventory: Mapping[str, InventoryObserved] = field(default_factory=dict)
     series: Mapping[str, Series] = field(default_factory=dict)
+    narrow: Mapping[str, Measured] = field(default_factory=dict)
     issued: Mapping[str, ForecastIssued] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is used of a window; times in Unix seconds, rates in requests per second."""
-
-    start_s: float
-    end_s: float
-    rate_rps: float
-    completed_rps: float | None = None
-    input_tokens: float | None = None
-    output_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,25 +76,38 @@ def step(
     forecasters: Sequence[Forecaster],
     settings: PredictorSettings,
 ) -> tuple[State, Outputs]:
-    """Take in windows, oldest first, and forecast every server that one came of.
+    """Take in windows, oldest first, and forecast every server whose series one was added to.
 
     A window that does not end after the last one of its server is a duplicate; one without a measured rate is a
     gap, never a zero.
     """
     used: dict[str, list[Measured]] = {}
     newest: dict[str, TelemetryObserved] = {}
+    narrow: dict[str, Measured | None] = {}
     skipped: dict[str, int] = {}
     for window in windows:
         name = window.server
-        end_s = used[name][-1].end_s if name in used else state.series.get(name, Series()).end_s
+        held = narrow[name] if name in narrow else state.narrow.get(name)
+        if held is not None:
+            end_s = held.end_s
+        else:
+            end_s = used[name][-1].end_s if name in used else state.series.get(name, _NEW).end_s
         if reason := _why_not(window, end_s):
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
-        used.setdefault(name, []).append(_measured(window, end_s))
+        part = _measured(window, end_s)
+        if held is not None and part.start_s - held.end_s > settings.narrowest_s:
+            # A moment of load, and nothing known after it: no window of a series.
+            skipped[_ALONE] = skipped.get(_ALONE, 0) + 1
+            held = None
+        part = part if held is None else _joined(held, part)
+        if part.end_s - part.start_s < settings.narrowest_s:
+            narrow[name] = part
+            continue
+        narrow[name] = None
+        used.setdefault(name, []).append(part)
         newest[name] = window
-    series = {
-        name: _advanced(state.series.get(name, Series()), taken, settings) for name, taken in used.items()
-    }
+    series = {name: _advanced(state.series.get(name, _NEW), taken, settings) for name, taken in used.items()}
     horizons_s = {name: _horizon_s(state, window) for name, window in newest.items()}
     overdue = [
         name
@@ -115,10 +123,11 @@ def step(
     issued = []
     for name, one in taken.items():
         series[name], spoken = _spoken(series[name], one, forecasters, settings)
-        issued.append(_forecast(series[name], newest[name], one.horizon_s, spoken))
+        issued.append(_forecast(series[name], newest[name], one.horizon_s, spoken, settings))
     state = replace(
         state,
         series={**state.series, **series},
+        narrow={n: w for n, w in {**state.narrow, **narrow}.items() if w is not None},
         issued={**state.issued, **{f.server: f for f in issued}},
     )
     return state, Outputs(tuple(issued), taken, skipped)
@@ -135,8 +144,7 @@ def played_back(
 
 def _advanced(series: Series, windows: Sequence[Measured], settings: PredictorSettings) -> Series:
     for window in windows:
-        series = advance(series, window.start_s, window.end_s, window.rate_rps, settings)
-        series = _with_tokens(series, window, settings)
+        series = advance(series, window, settings)
     return series
 
 
@@ -188,20 +196,33 @@ def _why_not(window: TelemetryObserved, end_s: float) -> str:
     return ""
 
 
-def _with_tokens(series: Series, window: Measured, settings: PredictorSettings) -> Series:
-    width_s = window.end_s - window.start_s
-    keep = 0.5 ** (width_s / settings.token_half_life_s)
-    weight = (window.completed_rps if window.completed_rps is not None else window.rate_rps) * width_s
-    return replace(
-        series,
-        input_tokens=discounted(series.input_tokens, window.input_tokens if weight else None, weight, keep),
-        output_tokens=discounted(
-            series.output_tokens, window.output_tokens if weight else None, weight, keep
-        ),
+def _joined(first: Measured, second: Measured) -> Measured:
+    """Two windows as one: rates weigh by time, token means by requests."""
+    one_s, two_s = first.end_s - first.start_s, second.end_s - second.start_s
+    return Measured(
+        first.start_s,
+        second.end_s,
+        _weighted((first.rate_rps, one_s), (second.rate_rps, two_s)) or 0.0,
+        _weighted((first.completed_rps, one_s), (second.completed_rps, two_s)),
+        _weighted((first.input_tokens, first.requests), (second.input_tokens, second.requests)),
+        _weighted((first.output_tokens, first.requests), (second.output_tokens, second.requests)),
     )
 
 
-def _forecast(series: Series, window: TelemetryObserved, horizon_s: float, spoken: Spoken) -> ForecastIssued:
+def _weighted(*parts: tuple[float | None, float]) -> float | None:
+    """The mean of the figures that were measured, by their weights."""
+    known = [(figure, weight) for figure, weight in parts if figure is not None and weight > 0]
+    total = sum(weight for _, weight in known)
+    return sum(figure * weight for figure, weight in known) / total if known else None
+
+
+def _forecast(
+    series: Series,
+    window: TelemetryObserved,
+    horizon_s: float,
+    spoken: Spoken,
+    settings: PredictorSettings,
+) -> ForecastIssued:
     score = None
     if spoken.scored:
         score = BacktestScore(
@@ -209,14 +230,21 @@ def _forecast(series: Series, window: TelemetryObserved, horizon_s: float, spoke
             pinball_p90=spoken.loss,
             pinball_p90_last=spoken.loss_last,
         )
+    inputs = token_quantiles(series.input_tokens, settings.trusted)
+    outputs = token_quantiles(series.output_tokens, settings.trusted)
     return ForecastIssued(
         server=window.server,
-        issued_at_s=window.window_end_s,
+        issued_at_s=series.end_s,
         horizon_s=horizon_s,
         quality=window.quality,
         rate=tuple(
-            RateQuantile(quantile=level, rate_rps=min(rate, _HIGHEST_RPS))
-            for level, rate in zip(LEVELS, spoken.rates_rps, strict=True)
+            RateQuantile(
+                quantile=level,
+                rate_rps=min(rate, _HIGHEST_RPS),
+                input_tokens=min(inputs[place], _MOST_TOKENS) if inputs else None,
+                output_tokens=min(outputs[place], _MOST_TOKENS) if outputs else None,
+            )
+            for place, (level, rate) in enumerate(zip(LEVELS, spoken.rates_rps, strict=True))
         ),
         input_tokens=_mean(series.input_tokens),
         output_tokens=_mean(series.output_tokens),
@@ -226,6 +254,5 @@ def _forecast(series: Series, window: TelemetryObserved, horizon_s: float, spoke
     )
 
 
-def _mean(discounted_mean: tuple[float, float]) -> float | None:
-    total, weight = discounted_mean
-    return min(total / weight, _MOST_TOKENS) if weight > 1e-9 else None
+def _mean(tokens: TokenMean) -> float | None:
+    return None if tokens.point is None else min(tokens.point, _MOST_TOKENS)

@@ -6,8 +6,10 @@ was then against now; daily and weekly Fourier terms of the time that is forecas
 a constant load. Terms of a season enter once a season and a half was seen.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import cos, sin
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -71,10 +73,10 @@ def regressors(history: History, steps: int, seasons: int) -> Floats:
 
 
 @lru_cache(maxsize=16)
-def newest(history: History, steps: int, seasons: int) -> Floats:
-    """The last row of `regressors`, which is all that a forecast needs; kept for the next forecaster.
+def newest(history: History, steps: int, seasons: int) -> tuple[float, ...]:
+    """The last row of `regressors`, but for rounding, which is all that a forecast needs.
 
-    Shape (columns,), the same but for rounding.
+    It is kept for the next forecaster, and numbers, as so few are multiplied in less time than an array is made.
     """
     logs, count = history.logs, len(history)
     now = float(logs[-1])
@@ -89,7 +91,12 @@ def newest(history: History, steps: int, seasons: int) -> Floats:
         angle = float(_angle(history.end_s + steps * history.width_s, period_s))
         for pair in range(1, pairs + 1):
             row += [sin(pair * angle), cos(pair * angle)]
-    return np.array(row)
+    return tuple(row)
+
+
+def product(row: Sequence[float], coefficients: Sequence[float]) -> float:
+    """The sum of the products of a row and as many coefficients."""
+    return float(sum(map(mul, row, coefficients)))
 
 
 def _angle(at_s: Any, period_s: float) -> Any:

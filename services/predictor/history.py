@@ -7,6 +7,7 @@ the end and is believed.
 """
 
 from dataclasses import dataclass, field, replace
+from math import exp, log
 from typing import TypeAlias
 
 import numpy as np
@@ -37,7 +38,8 @@ class History:
 
     filled_s: seconds of measurement in the newest window, which narrower ones are merged into.
     rates: shape (n,), NaN where nothing was measured; logs: shape (n,), log(rate + one request per window),
-    carried through gaps and outages; usable: shape (n,), whether the window was measured and no outage.
+    carried through gaps and outages; usable: shape (n,), whether the window was measured and no outage;
+    highest_rps: the highest of `rates`.
     """
 
     end_s: float = 0.0
@@ -46,6 +48,7 @@ class History:
     rates: Floats = field(default_factory=_no_floats)
     logs: Floats = field(default_factory=_no_floats)
     usable: Flags = field(default_factory=_no_flags)
+    highest_rps: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rates)
@@ -66,7 +69,7 @@ class History:
 
     def rate_of(self, log_rate: float) -> float:
         """The rate behind a logarithm, at least 0 and finite."""
-        return max(0.0, float(np.exp(min(log_rate, 50.0))) - self.one_rps)
+        return max(0.0, exp(min(log_rate, 50.0)) - self.one_rps)
 
 
 def extended(history: History, start_s: float, end_s: float, rate_rps: float, most: int) -> History:
@@ -83,25 +86,25 @@ def extended(history: History, start_s: float, end_s: float, rate_rps: float, mo
     ahead = round(min((end_s - history.end_s) / width_s, float(most)))
     if ahead < 1 and len(history):
         return _merged(history, span_s, rate_rps)
+    ahead = max(ahead, 1)
     covered = min(ahead, max(1, round(min(span_s / width_s, float(most)))))
     end_s = history.end_s + ahead * width_s if ahead < most else end_s
-    came = np.full(max(ahead, 1), np.nan)
-    came[-covered:] = rate_rps
-    rates = np.concatenate((history.rates, came))[-most:]
-    usable = _is_usable(rates, rate_rps)
-    carried = history.logs[-1] if len(history) else np.log(rate_rps + 1.0 / width_s)
-    logs = np.full(len(came), carried)
-    flags = np.zeros(len(came), dtype=bool)
-    if usable:
-        logs[-covered:], flags[-covered:] = np.log(rate_rps + 1.0 / width_s), True
-    return History(
-        end_s,
-        width_s,
-        min(span_s, width_s),
-        rates,
-        np.concatenate((history.logs, logs))[-most:],
-        np.concatenate((history.usable, flags))[-most:],
+    rates = np.empty(min(len(history) + ahead, most))
+    kept = len(rates) - ahead
+    rates[:kept], rates[kept:-covered], rates[-covered:] = (
+        history.rates[len(history) - kept :],
+        np.nan,
+        rate_rps,
     )
+    logs, usable = np.empty(len(rates)), np.zeros(len(rates), dtype=bool)
+    logs[:kept], usable[:kept] = history.logs[len(history) - kept :], history.usable[len(history) - kept :]
+    logs[kept:] = history.logs[-1] if len(history) else log(rate_rps + 1.0 / width_s)
+    if _is_usable(rates, rate_rps):
+        logs[-covered:], usable[-covered:] = log(rate_rps + 1.0 / width_s), True
+    dropped, highest_rps = history.rates[: len(history) - kept], max(history.highest_rps, rate_rps)
+    if len(dropped) and np.fmax.reduce(dropped) >= highest_rps:
+        highest_rps = float(np.fmax.reduce(rates))
+    return History(end_s, width_s, min(span_s, width_s), rates, logs, usable, highest_rps)
 
 
 def _merged(history: History, span_s: float, rate_rps: float) -> History:
@@ -110,14 +113,18 @@ def _merged(history: History, span_s: float, rate_rps: float) -> History:
     rates[-1] += (rate_rps - rates[-1]) * span_s / filled_s
     usable[-1] = _is_usable(rates, float(rates[-1]))
     if usable[-1]:
-        logs[-1] = np.log(rates[-1] + history.one_rps)
+        logs[-1] = log(rates[-1] + history.one_rps)
     elif len(logs) > 1:
         logs[-1] = logs[-2]
-    return replace(history, filled_s=filled_s, rates=rates, logs=logs, usable=usable)
+    highest_rps = float(np.fmax.reduce(rates))
+    return History(history.end_s, history.width_s, filled_s, rates, logs, usable, highest_rps)
 
 
 def _is_usable(rates: Floats, rate_rps: float) -> bool:
     recent = rates[-_MEDIAN_WINDOWS:]
+    # No median is above the highest, which is found in a tenth of the time; it is NaN where one is missing.
+    if rate_rps >= OUTAGE_SHARE * recent.max():
+        return True
     return bool(rate_rps >= OUTAGE_SHARE * np.median(recent[~np.isnan(recent)]))
 
 

@@ -1,17 +1,19 @@
 """When a predictor saves what: each step's windows as they came, and whole series in turn. Pure.
 
 A whole series has tens of kilobytes, so it is not written for every window. Each step's windows, as the core used
-them, are entries of a journal; the servers of entries that have grown old are saved whole, a few in each step, and
+them, are entries of a journal; for so many windows one server is saved whole, those of the oldest entry first, and
 an entry is deleted one step after the last of its servers was saved, when that is certain to be stored. To restore
 is to load the whole series and to play back the entries in their order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-_OLD = 32
-"""Entries after which the servers of an entry are saved whole; each server is, once in about as many steps."""
+_WINDOWS_PER_WHOLE = 32
+"""Windows for which one server is saved whole; entries hold at most about as many of each server."""
+_MOST_ENTRIES = 1024
+"""Entries beyond which the oldest is done with in a few steps, however few windows they hold."""
 # A control character: no server can be named so.
 _PREFIX = "\x1ejournal-"
 
@@ -20,12 +22,15 @@ _PREFIX = "\x1ejournal-"
 class Journal:
     """Where the journal stands.
 
-    following: number of the next entry; entries: by number, oldest first, the end of the newest window of each
-    of its servers that is not yet saved whole; covered: entries that are to be deleted in the next step.
+    following: number of the next entry; entries: servers by number, oldest first; whole: by server the newest entry
+    that it was saved whole after; owed: whole servers to save, a fraction of one; covered: entries that are to be
+    deleted in the next step.
     """
 
     following: int = 0
-    entries: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    entries: Mapping[int, Collection[str]] = field(default_factory=dict)
+    whole: Mapping[str, int] = field(default_factory=dict)
+    owed: float = 0.0
     covered: tuple[int, ...] = ()
 
 
@@ -48,22 +53,39 @@ def number_of(key: str) -> int | None:
     return int(key.removeprefix(_PREFIX)) if key.startswith(_PREFIX) else None
 
 
-def written(journal: Journal, chunks: Sequence[Mapping[str, float]]) -> tuple[Journal, Due]:
+def restored(entries: Mapping[int, Mapping[str, float]], saved: Mapping[str, float]) -> Journal:
+    """The journal of what is stored.
+
+    Parameters: entries, by number the end of the newest window of every server in it; saved, the end of the newest
+    window of every server that is stored whole; Unix seconds.
+    """
+    numbers, whole = sorted(entries), dict[str, int]()
+    for number in numbers:
+        whole |= {name: number for name, end_s in entries[number].items() if end_s <= saved.get(name, -1.0)}
+    return Journal(max(numbers, default=-1) + 1, {n: tuple(entries[n]) for n in numbers}, whole)
+
+
+def written(journal: Journal, chunks: Sequence[Collection[str]]) -> tuple[Journal, Due]:
     """The journal with more entries, and what that makes due.
 
-    Parameters: chunks, for each new entry the end of the newest window of every server in it, Unix seconds.
+    Parameters: chunks, the servers of each new entry.
     """
     numbers = range(journal.following, journal.following + len(chunks))
-    entries = {**journal.entries, **dict(zip(numbers, chunks, strict=True))}
-    servers = len({name for entry in entries.values() for name in entry})
-    most, whole = ceil(servers / _OLD), dict[str, None]()
-    for number in [n for n in entries if n <= numbers.stop - 1 - _OLD]:
-        whole |= dict.fromkeys(list(entries[number])[: max(0, most - len(whole))])
-        if len(whole) >= most:
+    entries = {**journal.entries, **dict(zip(numbers, map(tuple, chunks), strict=True))}
+    owed = journal.owed + sum(map(len, chunks)) / _WINDOWS_PER_WHOLE
+    if len(entries) > _MOST_ENTRIES:
+        owed = max(owed, float(ceil(len(entries[min(entries)]) / _WINDOWS_PER_WHOLE)))
+    saved, whole = dict(journal.whole), list[str]()
+    covered = []
+    for number, servers in entries.items():
+        left = [name for name in servers if saved.get(name, -1) < number]
+        now = left[: int(owed) - len(whole)]
+        whole += now
+        # What is saved in this step holds all windows up to the newest entry.
+        saved |= dict.fromkeys(now, numbers.stop - 1)
+        if len(now) < len(left):
             break
-    if whole:
-        entries = {n: {s: e for s, e in entry.items() if s not in whole} for n, entry in entries.items()}
-    covered = tuple(n for n, entry in entries.items() if not entry)
-    left = {n: entry for n, entry in entries.items() if entry}
+        covered.append(number)
+    entries = {n: servers for n, servers in entries.items() if n not in covered}
     due = Due(tuple(map(key_of, numbers)), tuple(map(key_of, journal.covered)), tuple(whole))
-    return Journal(numbers.stop, left, covered), due
+    return Journal(numbers.stop, entries, saved, owed - len(whole), tuple(covered)), due

@@ -1,77 +1,49 @@
-"""One server's series: its history, what was fitted to it, forecasts not yet due, how earlier ones did. Pure.
-
-Every forecaster of the pool gives quantiles of the largest rate ahead. The ensemble is their mean in logarithms,
-each weighted at each level by its recent pinball loss, moved by a shift per level that follows what was covered.
-At each level the ensemble is used where its recent loss is clearly below that of the last value, and else the
-last value with its own intervals: never worse, and the reason says so.
-
-Rows of the arrays are the pool in its order, the last value first, then the ensemble.
-"""
+"""One server's series: its history, what was fitted to it, forecasts not yet due, how earlier ones did. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from services.predictor.forecaster import Fit, Forecaster
-from services.predictor.history import Flags, Floats, History, extended
-from services.predictor.quantiles import LEVEL, LEVELS, largest_rates, pinball
+from services.predictor.choice import Levels, Rates, Record, ensemble_of, mixed, no_record, reasoned, scored
+from services.predictor.forecaster import Fit, Forecaster, Said
+from services.predictor.history import History, extended
+from services.predictor.quantiles import LEVELS, largest_rates, rising
 from services.predictor.settings import PredictorSettings
+from services.predictor.tokens import TokenMean, TokensSaid, told, with_due, with_window
 
-ENSEMBLE = "ensemble"
-_P50, _P90 = LEVELS.index(0.5), LEVELS.index(0.9)
-_FURTHEST_SHIFT = 1.0
-"""The shift corrects coverage by a factor of e at most; what is further off is not a matter of coverage."""
-_SCALE_FORGET = 0.995
-_TINY = 1e-12
+_P90 = LEVELS.index(0.9)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is used of a window; times in Unix seconds, rates in requests per second."""
+
+    start_s: float
+    end_s: float
+    rate_rps: float
+    completed_rps: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+    @property
+    def requests(self) -> float:
+        """Requests that its token means are of: those completed, else those offered."""
+        rate_rps = self.rate_rps if self.completed_rps is None else self.completed_rps
+        return rate_rps * (self.end_s - self.start_s)
 
 
 @dataclass(frozen=True)
 class Open:
-    """A forecast that is not due yet, and the largest rate since.
-
-    points_rps: shape (forecasters,); rates_rps: shape (forecasters + 1, levels).
-    """
+    """A forecast that is not due yet: the end of the history it was made of, when it is due, and what was said."""
 
     issued_at_s: float
     due_at_s: float
-    points_rps: Floats
-    rates_rps: Floats
-    largest_rps: float = 0.0
-
-
-@dataclass(frozen=True)
-class Record:
-    """How forecasts turned out.
-
-    ratios: shape (forecasters, n), oldest first; rises_rps: the furthest that a rate went beyond each point
-    forecast, halved over as many forecasts as there are ratios kept; losses: discounted sums of pinball losses,
-    shape (forecasters + 1, levels), of total `weight`; shift: of the ensemble's log rates, shape (levels,);
-    scale: discounted mean size of the ensemble's log errors.
-    """
-
-    ratios: Floats
-    rises_rps: Floats
-    losses: Floats
-    shift: Floats
-    weight: float = 0.0
-    scale: float = 0.0
-    scored: int = 0
-
-    @property
-    def mean_losses(self) -> Floats:
-        return self.losses / max(self.weight, _TINY)
-
-
-def no_record(forecasters: int) -> Record:
-    """The record before anything came due."""
-    levels = len(LEVELS)
-    return Record(
-        np.empty((forecasters, 0)),
-        np.zeros(forecasters),
-        np.zeros((forecasters + 1, levels)),
-        np.zeros(levels),
-    )
+    newest_rps: float
+    points_rps: Levels
+    rates_rps: Rates
+    input_tokens: TokensSaid
+    output_tokens: TokensSaid
 
 
 @dataclass(frozen=True)
@@ -88,9 +60,8 @@ class Series:
     fitted_steps: int = 0
     open: tuple[Open, ...] = ()
     record: Record | None = None
-    input_tokens: tuple[float, float] = (0.0, 0.0)
-    output_tokens: tuple[float, float] = (0.0, 0.0)
-    """Discounted sum and weight of the token means."""
+    input_tokens: TokenMean = field(default_factory=TokenMean)
+    output_tokens: TokenMean = field(default_factory=TokenMean)
 
 
 @dataclass(frozen=True)
@@ -99,59 +70,62 @@ class Spoken:
 
     forecaster: str
     reason: str
-    rates_rps: tuple[float, ...]
-    last_rps: tuple[float, ...]
+    rates_rps: Levels
+    last_rps: Levels
     scored: int
     loss: float
     loss_last: float
 
 
-def advance(
-    series: Series,
-    start_s: float,
-    end_s: float,
-    rate_rps: float,
-    settings: PredictorSettings,
-) -> Series:
+def advance(series: Series, window: Measured, settings: PredictorSettings) -> Series:
     """The series after one more window; what came due is scored, unless within a gap or after a long one."""
-    width_s = end_s - start_s
-    silent_s = start_s - series.end_s
-    still = series.open if silent_s <= settings.gap_windows * width_s else ()
-    record, waiting = series.record, []
-    for one in still:
-        if one.due_at_s <= start_s:
+    width_s = window.end_s - window.start_s
+    history = extended(
+        series.history, window.start_s, window.end_s, window.rate_rps, settings.history_windows
+    )
+    keep = 0.5 ** (width_s / settings.token_half_life_s)
+    inputs = with_window(series.input_tokens, window.input_tokens, window.requests, keep)
+    outputs = with_window(series.output_tokens, window.output_tokens, window.requests, keep)
+    record, waiting, edge_s = series.record, series.open, window.end_s + 0.5 * width_s
+    if window.start_s - series.end_s > settings.gap_windows * width_s:
+        waiting = ()
+    due = [one for one in waiting if one.due_at_s <= edge_s]
+    if due:
+        waiting = tuple([one for one in waiting if one.due_at_s > edge_s])
+    for one in due:
+        since = round((history.end_s - one.issued_at_s) / history.width_s)
+        # Due within a gap, or made of windows that are long forgotten: nobody knows what came.
+        if one.due_at_s <= window.start_s or not 1 <= since <= len(history):
             continue
-        seen = one if rate_rps <= one.largest_rps else replace(one, largest_rps=rate_rps)
-        if end_s < one.due_at_s - 0.5 * width_s:
-            waiting.append(seen)
-        else:
-            record = _scored(record or no_record(len(seen.points_rps)), seen, width_s, settings)
-    history = extended(series.history, start_s, end_s, rate_rps, settings.history_windows)
-    return replace(series, end_s=end_s, history=history, open=tuple(waiting), record=record)
-
-
-def _scored(record: Record, one: Open, width_s: float, settings: PredictorSettings) -> Record:
-    one_rps, came_rps, said_rps = 1.0 / width_s, one.largest_rps, one.rates_rps[-1]
-    ratios = (came_rps + one_rps) / (one.points_rps + one_rps)
-    error = abs(float(np.log((came_rps + one_rps) / (said_rps[_P50] + one_rps))))
-    scale = error if not record.scored else _SCALE_FORGET * record.scale + (1.0 - _SCALE_FORGET) * error
-    shift = record.shift + settings.shift * scale * ((came_rps > said_rps) - (1.0 - LEVEL))
-    kept = 0.5 ** (1.0 / settings.ratios)
-    return Record(
-        ratios=np.concatenate((record.ratios, ratios[:, None]), axis=1)[:, -settings.ratios :],
-        rises_rps=np.maximum(came_rps - one.points_rps, record.rises_rps * kept),
-        losses=settings.forget * record.losses + pinball(came_rps, one.rates_rps),
-        shift=np.clip(shift, -_FURTHEST_SHIFT, _FURTHEST_SHIFT),
-        weight=settings.forget * record.weight + 1.0,
-        scale=scale,
-        scored=record.scored + 1,
+        came_rps = float(np.fmax.reduce(history.rates[-since:]))
+        record = scored(
+            record or no_record(len(one.points_rps)),
+            one.newest_rps,
+            one.points_rps,
+            one.rates_rps,
+            came_rps,
+            history.one_rps,
+            settings,
+        )
+        inputs = with_due(inputs, one.input_tokens, settings.ratios)
+        outputs = with_due(outputs, one.output_tokens, settings.ratios)
+    return Series(
+        window.end_s,
+        history,
+        series.fits,
+        series.fitted_s,
+        series.fitted_steps,
+        waiting,
+        record,
+        inputs,
+        outputs,
     )
 
 
 def due_for_fit(series: Series, steps: int, settings: PredictorSettings) -> bool:
     """Whether the forecasters should be fitted anew; never to a load that is nothing but zeros."""
     history = series.history
-    if not np.nansum(history.rates):
+    if not history.highest_rps:
         return False
     stale_s = series.end_s - series.fitted_s
     if not series.fitted_steps:
@@ -173,75 +147,49 @@ def speak(
     """A forecast over the horizon, remembered until it is due; the series holds at least one window.
 
     A forecaster that has no fit yet says what the last value says. No more forecasts are remembered than ratios
-    are kept, however long the horizon.
+    are kept, however long the horizon. A series without any traffic has nothing to say and nothing to remember.
     """
-    history, steps = series.history, series.history.windows(horizon_s)
+    history = series.history
+    if not history.highest_rps:
+        none = (0.0,) * len(LEVELS)
+        return series, Spoken(
+            "last", "the last value: no request in all that is remembered", none, none, 0, 0.0, 0.0
+        )
+    steps, newest_rps = history.windows(horizon_s), history.newest_rps
     record = series.record or no_record(len(forecasters))
-    last_rps = history.newest_rps
-    said = [
-        f.forecast(series.fits[f.name], history, steps) if f.name in series.fits else None
-        for f in forecasters
-    ]
-    points = np.array([last_rps if one is None else one.point_rps for one in said])
-    own = largest_rates(points, record.ratios, history.width_s, steps, settings.trusted, record.rises_rps)
-    for row, one in enumerate(said):
-        if one is None:
-            own[row] = own[0]
-        elif one.quantiles_rps:
-            own[row] = one.quantiles_rps
-    joint = _joint(own, record, history.one_rps)
+    points: list[float] = []
+    pool: list[Levels] = []
+    for forecaster, ratios, rise_rps in zip(forecasters, record.ratios, record.rises_rps, strict=True):
+        fit = series.fits.get(forecaster.name)
+        said = Said(newest_rps) if fit is None else forecaster.forecast(fit, history, steps)
+        points.append(said.point_rps)
+        if fit is None and pool:
+            pool.append(pool[0])
+        else:
+            pool.append(
+                said.quantiles_rps
+                or largest_rates(said.point_rps, ratios, history.width_s, steps, settings.trusted, rise_rps)
+            )
+    last = pool[0]
     # A factor learned in busy or idle times must not carry a forecast beyond all that was seen.
-    joint = np.minimum(joint, max(float(np.nanmax(history.rates)), float(own[0, -1])))
-    name, reason, better = choose(record, settings)
-    rates = np.maximum.accumulate(np.where(better, joint, own[0]))
-    mean, row = record.mean_losses, len(forecasters) if name == ENSEMBLE else 0
+    most_rps = max(history.highest_rps, last[-1])
+    ensemble = rising([min(rate, most_rps) for rate in ensemble_of(tuple(pool), record, history.one_rps)])
+    rates, shares = mixed(last, ensemble, newest_rps, record, steps, settings)
+    issued = rising(rates)
+    name, reason = reasoned(shares, record, settings)
+    weight = record.weight or 1.0
     spoken = Spoken(
-        name,
-        reason,
-        tuple(rates.tolist()),
-        tuple(own[0].tolist()),
-        record.scored,
-        float(mean[row, _P90]),
-        float(mean[0, _P90]),
+        name, reason, issued, last, record.scored, record.issued[_P90] / weight, record.last[_P90] / weight
     )
     if len(series.open) < settings.ratios:
-        opened = Open(series.end_s, series.end_s + horizon_s, points, np.vstack((own, joint)))
+        opened = Open(
+            history.end_s,
+            series.end_s + horizon_s,
+            newest_rps,
+            tuple(points),
+            Rates(tuple(pool), ensemble, issued),
+            told(series.input_tokens),
+            told(series.output_tokens),
+        )
         series = replace(series, open=(*series.open, opened))
     return series, spoken
-
-
-def _joint(own: Floats, record: Record, one_rps: float) -> Floats:
-    """The ensemble's rates at LEVELS: means of logs, weighted by the inverse square of recent losses, shifted."""
-    losses = record.mean_losses[:-1]
-    weights = 1.0 / np.square(losses + 0.01 * losses.max(axis=0) + _TINY)
-    weights /= weights.sum(axis=0)
-    logs = np.sum(weights * np.log(own + one_rps), axis=0) + record.shift
-    return np.asarray(np.maximum.accumulate(np.maximum(np.exp(logs) - one_rps, 0.0)))
-
-
-def choose(record: Record, settings: PredictorSettings) -> tuple[str, str, Flags]:
-    """Whose the forecast is, why, and at which of LEVELS the ensemble is used; shape (levels,)."""
-    if record.scored < settings.judged:
-        reason = f"the last value: {record.scored} of {settings.judged} forecasts have come due"
-        return "last", reason, np.zeros(len(LEVELS), dtype=bool)
-    mean = record.mean_losses
-    joint, last = mean[-1], mean[0]
-    better = joint < (1.0 - settings.margin) * last
-    figures = ", ".join(f"pinball at {LEVELS[i]} {joint[i]:.4g}, last {last[i]:.4g}" for i in (_P90, _P50))
-    at, other = (
-        ", ".join(str(level) for level, one in zip(LEVELS, better.tolist(), strict=True) if one is wanted)
-        for wanted in (True, False)
-    )
-    if not at:
-        return "last", f"the last value: nothing does clearly better ({figures})", better
-    name = ENSEMBLE if better[_P90] else "last"
-    held = f"; the last value at {other}, where nothing does clearly better" if other else ""
-    return name, f"the ensemble at {at}, better than the last value{held} ({figures})", better
-
-
-def discounted(
-    mean: tuple[float, float], value: float | None, weight: float, keep: float
-) -> tuple[float, float]:
-    """A discounted mean with one more value."""
-    total, weights = mean[0] * keep, mean[1] * keep
-    return (total, weights) if value is None else (total + weight * value, weights + weight)

@@ -13,7 +13,7 @@ from schemas.subjects import partition_of
 from schemas.telemetry import InventoryObserved, TelemetryObserved
 from services.predictor.core import UNKNOWN_STARTUP_S, State, Taken, observe, played_back, step
 from services.predictor.forecaster import Forecaster
-from services.predictor.journal import Journal, number_of, written
+from services.predictor.journal import Journal, number_of, restored, written
 from services.predictor.series import Series
 from services.predictor.settings import PredictorSettings, Settings
 from services.predictor.snapshot import dump, dump_entry, load, load_entry
@@ -122,10 +122,7 @@ class PredictorService(Service):
                 series[name] = played_back(before, taken, self._forecasters, self._settings)
         self._state = replace(self._state, series=series)
         ends_s = {n: {s: t.windows[-1].end_s for s, t in entry.items()} for n, entry in entries.items()}
-        self._journal = Journal(
-            max(entries, default=-1) + 1,
-            {n: {s: e for s, e in ends.items() if saved.get(s, -1.0) < e} for n, ends in ends_s.items()},
-        )
+        self._journal = restored(ends_s, saved)
 
     def hydrate(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -148,8 +145,7 @@ class PredictorService(Service):
             {name: out.taken[name] for name in names[i : i + _PER_ENTRY]}
             for i in range(0, len(names), _PER_ENTRY)
         ]
-        ends_s = [{name: one.windows[-1].end_s for name, one in chunk.items()} for chunk in chunks]
-        journal, due = written(self._journal, ends_s) if chunks else (self._journal, None)
+        journal, due = written(self._journal, chunks) if chunks else (self._journal, None)
         snapshots: dict[str, bytes | None] = {}
         if due is not None:
             snapshots |= dict.fromkeys(due.delete)

@@ -44,26 +44,34 @@ class PredictorSettings(BaseModel):
     """Windows between fits of one series."""
     refit_s: Annotated[float, Field(ge=0)] = 120.0
     """Control seconds between fits at the least; bounds the work where windows are narrow."""
+    narrowest_s: Annotated[float, Field(ge=0)] = 5.0
+    """Seconds that a window must have to be forecast from; narrower ones are joined until they have as many."""
     fits_per_step: Annotated[int, Field(ge=1)] = 16
     """Most series that one step fits, so that many that are due at once do not hold up the cycle."""
     ratios: Annotated[int, Field(ge=20, le=10_000)] = 500
     """Forecasts come due that are kept for the intervals."""
     trusted: Annotated[int, Field(ge=1, le=10_000)] = 50
-    """Forecasts come due from which the intervals need no Poisson floor."""
+    """Forecasts come due from which intervals of rates need no Poisson floor, and token means have any."""
     judged: Annotated[int, Field(ge=1, le=10_000)] = 20
-    """Forecasts come due before the ensemble may be preferred to the last value."""
+    """Forecasts come due before the ensemble has a part in what is issued."""
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share by which the ensemble's loss must lie below that of the last value to be preferred."""
-    forget: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """What a loss still counts one forecast later; about a hundred are remembered."""
+    """Share by which the ensemble's loss must lie below that of the last value to weigh as much."""
+    caution: Annotated[float, Field(ge=0, le=1000)] = 3.0
+    """What the margin is wider by, over the number of horizons that losses are known of."""
+    sharpness: Annotated[float, Field(ge=1, le=1000)] = 20.0
+    """Power of the losses' ratio that is the odds of the ensemble; the larger, the more the mean is a choice."""
+    forget: Annotated[float, Field(gt=0, lt=1)] = 0.998
+    """What a loss still counts one forecast later, between ensemble and last value: about 500 are remembered."""
+    pool_forget: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """The same within the pool, which a mean makes robust and which therefore may follow faster."""
     shift: Annotated[float, Field(ge=0, le=1)] = 0.08
     """How fast the ensemble's levels follow what they cover, in mean log errors."""
     warm_start: WarmStart = WarmStart()
     """Where the load before the first message is found."""
     gap_windows: Annotated[float, Field(ge=1)] = 3.0
     """Silence, in windows, after which what happened meanwhile is unknown and open forecasts are not scored."""
-    token_half_life_s: Annotated[float, Field(gt=0)] = 600.0
-    """Control seconds after which a window counts half in the token means."""
+    token_half_life_s: Annotated[float, Field(gt=0)] = 300.0
+    """Control seconds after which a window counts half in the token means: a few lead times."""
 
 
 class Settings(RuntimeSettings):

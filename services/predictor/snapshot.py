@@ -1,35 +1,24 @@
 """Series and journal entries as JSON and back; floats keep every bit. Pure."""
 
 import json
+from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from services.predictor.core import Measured, Taken
+from services.predictor.choice import Levels, Rates, Record
+from services.predictor.core import Taken
 from services.predictor.history import Floats, History
-from services.predictor.quantiles import LEVELS
-from services.predictor.series import Open, Record, Series
+from services.predictor.quantiles import LEVELS, Ratios
+from services.predictor.series import Measured, Open, Series
+from services.predictor.tokens import TokenMean, TokensSaid
 
 
 def dump(series: Series, names: Sequence[str]) -> bytes:
     """A series of the forecasters of these names, the last value first."""
-    record = series.record
-    return json.dumps(
-        {
-            "names": list(names),
-            "end_s": series.end_s,
-            "history": _plain(series.history),
-            "fits": series.fits,
-            "fitted_s": series.fitted_s,
-            "fitted_steps": series.fitted_steps,
-            "open": [_plain(one) for one in series.open],
-            "record": None if record is None else _plain(record),
-            "input_tokens": series.input_tokens,
-            "output_tokens": series.output_tokens,
-        }
-    ).encode()
+    return json.dumps({"names": list(names), **_plain(series)}, default=_plain).encode()
 
 
 def load(raw: bytes, names: Sequence[str]) -> Series:
@@ -48,8 +37,8 @@ def load(raw: bytes, names: Sequence[str]) -> Series:
             fitted_steps=int(kept["fitted_steps"]) if same else 0,
             open=tuple(_open(one, len(names)) for one in kept["open"]) if same else (),
             record=_record(kept["record"], len(names)) if same and kept["record"] is not None else None,
-            input_tokens=_pair(kept["input_tokens"]),
-            output_tokens=_pair(kept["output_tokens"]),
+            input_tokens=_token_mean(kept["input_tokens"]),
+            output_tokens=_token_mean(kept["output_tokens"]),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"cannot be read: {error!r}") from None
@@ -79,32 +68,33 @@ def _number(raw: Any) -> float | None:
     return None if raw is None else float(raw)
 
 
-def _plain(held: Any) -> dict[str, Any]:
-    return {key: _packed(v) if isinstance(v, np.ndarray) else v for key, v in vars(held).items()}
+def _plain(held: Any) -> Any:
+    """Dataclasses by field, arrays packed; ratios as they came, from which their order follows."""
+    if isinstance(held, Ratios):
+        return _packed(np.array(held.came))
+    return _packed(held) if isinstance(held, np.ndarray) else vars(held)
 
 
-def _packed(array: Any) -> list[Any]:
-    return [list(array.shape), b64encode(array.astype("<f8").tobytes()).decode()]
+def _packed(figures: Floats) -> str:
+    return b64encode(figures.astype("<f8").tobytes()).decode()
 
 
-def _array(raw: Any, *shape: int) -> Floats:
-    """An array as it was packed; of −1 in `shape` any number."""
-    held, packed = raw
-    found = np.frombuffer(b64decode(packed, validate=True), dtype="<f8").reshape([int(n) for n in held])
-    if len(held) != len(shape) or any(n not in (-1, m) for n, m in zip(shape, found.shape, strict=True)):
-        raise ValueError(f"an array of shape {found.shape}: expected {shape}")
-    return found.astype(float)
+def _array(raw: Any) -> Floats:
+    return np.frombuffer(b64decode(raw, validate=True), dtype="<f8").astype(float)
 
 
 def _history(raw: Any) -> History:
-    rates = _array(raw["rates"], -1)
+    rates, logs, usable = (_array(raw[name]) for name in ("rates", "logs", "usable"))
+    if not len(rates) == len(logs) == len(usable):
+        raise ValueError(f"{len(rates)} rates, {len(logs)} logs, {len(usable)} flags: expected as many")
     return History(
         end_s=float(raw["end_s"]),
         width_s=float(raw["width_s"]),
         filled_s=float(raw["filled_s"]),
         rates=rates,
-        logs=_array(raw["logs"], len(rates)),
-        usable=_array(raw["usable"], len(rates)).astype(bool),
+        logs=logs,
+        usable=usable.astype(bool),
+        highest_rps=float(raw["highest_rps"]),
     )
 
 
@@ -115,27 +105,62 @@ def _fits(raw: Any) -> dict[str, dict[str, list[float]]]:
 
 
 def _open(raw: Any, forecasters: int) -> Open:
+    said = raw["rates_rps"]
     return Open(
         issued_at_s=float(raw["issued_at_s"]),
         due_at_s=float(raw["due_at_s"]),
-        points_rps=_array(raw["points_rps"], forecasters),
-        rates_rps=_array(raw["rates_rps"], forecasters + 1, len(LEVELS)),
-        largest_rps=float(raw["largest_rps"]),
+        newest_rps=float(raw["newest_rps"]),
+        points_rps=_floats(raw["points_rps"], forecasters),
+        rates_rps=Rates(_rows(said["pool"], forecasters), _levels(said["ensemble"]), _levels(said["issued"])),
+        input_tokens=_tokens_said(raw["input_tokens"]),
+        output_tokens=_tokens_said(raw["output_tokens"]),
     )
 
 
 def _record(raw: Any, forecasters: int) -> Record:
+    if len(raw["ratios"]) != forecasters:
+        raise ValueError(f"ratios of {len(raw['ratios'])} forecasters: expected {forecasters}")
     return Record(
-        ratios=_array(raw["ratios"], forecasters, -1),
-        rises_rps=_array(raw["rises_rps"], forecasters),
-        losses=_array(raw["losses"], forecasters + 1, len(LEVELS)),
-        shift=_array(raw["shift"], len(LEVELS)),
+        ratios=tuple(map(_ratios, raw["ratios"])),
+        rises_rps=_floats(raw["rises_rps"], forecasters),
+        pool=_rows(raw["pool"], forecasters),
+        pool_weight=float(raw["pool_weight"]),
+        last=_levels(raw["last"]),
+        ensemble=_levels(raw["ensemble"]),
+        issued=_levels(raw["issued"]),
+        plain=float(raw["plain"]),
         weight=float(raw["weight"]),
+        shift=_levels(raw["shift"]),
         scale=float(raw["scale"]),
         scored=int(raw["scored"]),
     )
 
 
-def _pair(raw: Sequence[float]) -> tuple[float, float]:
-    total, weight = raw
-    return float(total), float(weight)
+def _ratios(raw: Any) -> Ratios:
+    came = array("d", _array(raw).tolist())
+    return Ratios(came, array("d", sorted(came)))
+
+
+def _token_mean(raw: Any) -> TokenMean:
+    total, weight, since, requests = (float(raw[name]) for name in ("total", "weight", "sum", "requests"))
+    return TokenMean(total, weight, since, requests, _ratios(raw["ratios"]))
+
+
+def _tokens_said(raw: Any) -> TokensSaid:
+    return TokensSaid(_number(raw["point"]), float(raw["sum"]), float(raw["requests"]))
+
+
+def _rows(raw: Any, count: int) -> tuple[Levels, ...]:
+    if len(raw) != count:
+        raise ValueError(f"rows of {len(raw)} forecasters: expected {count}")
+    return tuple(map(_levels, raw))
+
+
+def _levels(raw: Any) -> Levels:
+    return _floats(raw, len(LEVELS))
+
+
+def _floats(raw: Any, count: int) -> tuple[float, ...]:
+    if len(raw) != count:
+        raise ValueError(f"{len(raw)} numbers: expected {count}")
+    return tuple(map(float, raw))

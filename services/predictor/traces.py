@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +37,14 @@ class Trace:
     """Series of equal windows.
 
     start_s: Unix seconds, or seconds of the trace's own, at which the first window begins; rates_rps: by series,
-    requests per second, shape (n,), NaN where missing; tokens: by series, mean input and output tokens a request
-    over the whole trace, where they are known.
+    requests per second, shape (n,), NaN where missing; tokens: by series, where lengths are known, mean input and
+    mean output tokens of a request in each window, shape (n,), NaN where there was none.
     """
 
     start_s: float
     width_s: float
     rates_rps: Mapping[str, Floats]
-    tokens: Mapping[str, tuple[float, float]]
+    tokens: Mapping[str, tuple[Floats, Floats]]
 
 
 def read(path: Path, width_s: float, columns: Sequence[str] = ()) -> Trace:
@@ -155,16 +156,24 @@ def _requests(path: Path, width_s: float, requests: Iterator[_Request]) -> Trace
     windows = max(1, _bounded(path, (float(at_s.max()) - begin_s) / width_s))
     places = ((at_s - begin_s) // width_s).astype(int)
     names = sorted({one.series for one in held if one.series})
+    lengths = np.array([(one.input_tokens, one.output_tokens) for one in held])
+    inside, known = places < windows, ~np.isnan(lengths).any(axis=1)
     rates, tokens = {}, {}
     for name in ["total_rps", *(names if len(names) > 1 else [])]:
-        mine = np.array([name == "total_rps" or one.series == name for one in held])
-        inside = places[mine & (places < windows)]
-        rates[name] = np.bincount(inside, minlength=windows)[:windows] / width_s
-        lengths = np.array([(o.input_tokens, o.output_tokens) for o, m in zip(held, mine, strict=True) if m])
-        known = lengths[~np.isnan(lengths).any(axis=1)]
-        if len(known):
-            tokens[name] = (float(known[:, 0].mean()), float(known[:, 1].mean()))
+        mine = inside & np.array([name == "total_rps" or one.series == name for one in held])
+        rates[name] = np.bincount(places[mine], minlength=windows) / width_s
+        if (measured := mine & known).any():
+            tokens[name] = (
+                _means(places[measured], lengths[measured, 0], windows),
+                _means(places[measured], lengths[measured, 1], windows),
+            )
     return Trace(begin_s, width_s, rates, tokens)
+
+
+def _means(places: Any, lengths: Floats, windows: int) -> Floats:
+    counts = np.bincount(places, minlength=windows)
+    sums = np.bincount(places, weights=lengths, minlength=windows)
+    return np.asarray(np.divide(sums, counts, out=np.full(windows, np.nan), where=counts > 0))
 
 
 def _bounded(path: Path, windows: float) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from services.predictor.forecaster import Forecaster
 from services.predictor.history import extended
-from services.predictor.series import Series, advance, due_for_fit, fitted, speak
+from services.predictor.series import Measured, Series, advance, due_for_fit, fitted, speak
 from services.predictor.settings import PredictorSettings
 from services.predictor.traces import Trace, TraceRefused
 
@@ -34,7 +34,7 @@ def warmed(
     for place in known[-_REHEARSED:]:
         begin_s = max(trace.start_s + place * trace.width_s, series.end_s)
         end_s = trace.start_s + (place + 1) * trace.width_s
-        series = advance(series, begin_s, end_s, float(rates[place]), settings)
+        series = advance(series, Measured(begin_s, end_s, float(rates[place])), settings)
         if due_for_fit(series, series.history.windows(horizon_s), settings):
             series = fitted(series, series.history.windows(horizon_s), forecasters)
         series, _ = speak(series, horizon_s, forecasters, settings)

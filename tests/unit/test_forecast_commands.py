@@ -2,18 +2,39 @@
 
 import json
 import math
+import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from schemas.forecast import RateQuantile
 
+PROGRAM = str(Path(sys.executable).with_name("stoker"))
 
-def ran(*words: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("stoker")
-    return subprocess.run([str(program), *words], capture_output=True, text=True, timeout=100)
+
+def ran(*words: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    """The program's end; with a folder that modules are first looked for in."""
+    own = os.environ | ({"PYTHONPATH": path} if path else {})
+    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=100, env=own)
+
+
+def on_a_terminal(*words: str) -> str:
+    """What the program writes to a terminal on its standard error."""
+    mine, its = pty.openpty()
+    with subprocess.Popen([PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=its) as running:
+        os.close(its)
+        said = b""
+        # A terminal that nobody writes to any more is an error to read from.
+        with suppress(OSError):
+            while part := os.read(mine, 4096):
+                said += part
+        os.close(mine)
+        assert running.wait(timeout=100) == 0
+    return said.decode()
 
 
 @pytest.fixture
@@ -60,6 +81,48 @@ def test_a_backtest_for_people_is_a_table_with_a_plot_and_without_a_bar_in_a_pip
     assert "b_rps" in done.stdout
     assert "600 s: pinball at 0.9 against the last value: median" in done.stdout
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["backtest", "forecast"])
+def test_there_is_a_progress_bar_on_a_terminal(trace: Path, command: str) -> None:
+    words = [command, str(trace), "--columns", "b_rps", "--horizons", "600", "--json"]
+    said = on_a_terminal(*words)
+    assert command in said
+    assert "1/1" in said
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(trace: Path, tmp_path: Path) -> None:
+    # A module of that name that cannot be imported stands for one that is not there.
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('not installed')")
+    done = ran(
+        *(
+            "backtest",
+            str(trace),
+            "--columns",
+            "b_rps",
+            "--horizons",
+            "600",
+            "--plot",
+            str(tmp_path / "p.png"),
+        ),
+        path=str(tmp_path),
+    )
+    assert done.returncode == 2
+    assert "--plot needs matplotlib, which is not installed: pip install 'stoker[plots]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_a_forecast_of_a_request_log_has_token_quantiles(tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    rows = [f"{i},m,{100 + i % 7},{10 + i % 3}" for i in range(0, 6000, 5)]
+    path.write_text("Timestamp,Model,Request tokens,Response tokens\n" + "\n".join(rows) + "\n")
+    done = ran("forecast", str(path), "--horizons", "300", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    levels = [RateQuantile(**one) for one in json.loads(done.stdout)[0]["rate"]]
+    inputs = [one.input_tokens for one in levels if one.input_tokens is not None]
+    assert inputs == sorted(inputs) and len(inputs) == len(levels)
+    assert all(100 <= tokens <= 106 for tokens in inputs)
 
 
 def test_a_forecast_names_its_forecaster_and_rises(trace: Path) -> None:

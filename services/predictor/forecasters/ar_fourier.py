@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.predictor.design import newest, seasons_of, training
+from services.predictor.design import newest, product, seasons_of, training
 from services.predictor.forecaster import Fit, Said
 from services.predictor.history import History
 
@@ -45,5 +45,5 @@ class ArFourierForecaster:
 
     def forecast(self, fit: Fit, history: History, steps: int) -> Said:
         row = newest(history, steps, int(fit["seasons"][0]))
-        rise = min(max(float(row @ np.array(fit["coefficients"])), fit["within"][0]), fit["within"][1])
+        rise = min(max(product(row, fit["coefficients"]), fit["within"][0]), fit["within"][1])
         return Said(history.rate_of(float(history.logs[-1]) + rise))

@@ -6,13 +6,25 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import ndtri
 
-from services.predictor.design import newest, seasons_of, training
+from services.predictor.design import newest, product, seasons_of, training
 from services.predictor.forecaster import Fit, Said
 from services.predictor.history import Floats, History
 from services.predictor.quantiles import LEVELS
 
 _FITTED = (0.5, 0.9, 0.99)
-_SCORES, _FITTED_SCORES = ndtri(LEVELS), ndtri(_FITTED)
+
+
+def _between() -> list[tuple[int, float]]:
+    """For each of LEVELS which two of _FITTED it lies between, and at which share of their normal scores."""
+    scores = ndtri(_FITTED)
+    first = [int(i) for i in np.clip(np.searchsorted(_FITTED, LEVELS, side="right") - 1, 0, len(_FITTED) - 2)]
+    return [
+        (i, float((ndtri(level) - scores[i]) / (scores[i + 1] - scores[i])))
+        for i, level in zip(first, LEVELS, strict=True)
+    ]
+
+
+_BETWEEN = _between()
 _ROWS_PER_COLUMN = 6
 _SOFTENING = 0.01
 """Residuals below a per cent weigh alike; without it a row that is met exactly would weigh without end."""
@@ -60,10 +72,13 @@ class QuantileRegressionForecaster:
 
     def forecast(self, fit: Fit, history: History, steps: int) -> Said:
         row = newest(history, steps, int(fit["seasons"][0]))
-        rises = np.array([row @ np.array(fit[str(level)]) for level in _FITTED])
-        rises = np.maximum.accumulate(np.clip(rises, fit["within"][0], fit["within"][1]))
-        between = np.interp(_SCORES, _FITTED_SCORES, rises)
-        rates = tuple(history.rate_of(float(history.logs[-1] + rise)) for rise in between)
+        lowest, highest = fit["within"]
+        low, middle, high = (min(max(product(row, fit[str(n)]), lowest), highest) for n in _FITTED)
+        middle = max(low, middle)
+        rises = (low, middle, max(middle, high))
+        between = [rises[i] + share * (rises[i + 1] - rises[i]) for i, share in _BETWEEN]
+        now = float(history.logs[-1])
+        rates = tuple(history.rate_of(now + rise) for rise in between)
         return Said(rates[0], rates)
 
 

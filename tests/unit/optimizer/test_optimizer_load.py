@@ -12,10 +12,12 @@ from optimizer_builders import (
     planned,
     replicas,
     server,
+    service_class,
     telemetry,
 )
 
 from schemas.base import Contract, Quality
+from schemas.forecast import RateQuantile
 from schemas.plan import ServerStatus
 from services.optimizer.load import Load, planned_load
 
@@ -29,6 +31,41 @@ def test_the_forecast_at_the_quantile_of_the_class_is_planned_for() -> None:
     load = load_of(telemetry(rate_rps=20.0), forecast(p50=20.0, p90=30.0))
     assert (load.inputs.rate_rps, load.inputs.rate_from) == (pytest.approx(30.0), "forecast")
     assert not load.missing and not load.raise_only
+
+
+def test_token_means_are_the_forecasts_at_the_quantile_of_the_class() -> None:
+    # The class of the builders plans for 0.9; at 0.5 no quantile of output tokens was issued.
+    rate = (
+        RateQuantile(quantile=0.5, rate_rps=20.0, input_tokens=480.0),
+        RateQuantile(quantile=0.9, rate_rps=30.0, input_tokens=700.0, output_tokens=260.0),
+    )
+    inputs = load_of(telemetry(rate_rps=20.0), forecast(rate=rate)).inputs
+    assert (inputs.input_tokens, inputs.output_tokens) == (pytest.approx(700.0), pytest.approx(260.0))
+
+
+@pytest.mark.parametrize(
+    ("quantile", "rate_rps", "input_tokens"), [(0.95, 40.0, 720.0), (0.7, 25.0, 590.0), (0.5, 20.0, 480.0)]
+)
+def test_a_premium_class_plans_for_more_than_a_batch_class(
+    quantile: float, rate_rps: float, input_tokens: float
+) -> None:
+    rate = tuple(
+        RateQuantile(quantile=q, rate_rps=r, input_tokens=t)
+        for q, r, t in ((0.5, 20.0, 480.0), (0.9, 30.0, 700.0), (0.95, 40.0, 720.0))
+    )
+    asked = server()
+    own = service_class().model_copy(update={"forecast_quantile": quantile})
+    state = known(telemetry(rate_rps=20.0), forecast(rate=rate))
+    load = planned_load(state, fleet(asked, service_classes=(own,)), asked, SETTINGS, NOW_S)
+    assert load.inputs.rate_rps == pytest.approx(rate_rps)
+    assert load.inputs.input_tokens == pytest.approx(input_tokens)
+    # Without quantiles of output tokens it is what is expected.
+    assert load.inputs.output_tokens == 200.0
+
+
+def test_without_token_quantiles_the_expected_means_are_planned_for() -> None:
+    inputs = load_of(telemetry(rate_rps=20.0), forecast()).inputs
+    assert (inputs.input_tokens, inputs.output_tokens) == (500.0, 200.0)
 
 
 def test_a_forecast_below_the_measured_rate_does_not_lower_it() -> None:

