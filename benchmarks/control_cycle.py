@@ -22,8 +22,8 @@ from services.runtime.embedded import EmbeddedServer
 from services.runtime.envelope import Raw
 from services.runtime.settings import BusSettings
 
-_SERVERS, _CYCLE_S = 100, 2.0
-_CYCLES, _WARM_UP = 40, 5
+_SERVERS, _CYCLE_S = 100, 6.0
+_CYCLES, _WARM_UP = 25, 4
 _STAGES = {
     "collect: boundary to first telemetry": ("boundary", "first telemetry"),
     "telemetry: first to last": ("first telemetry", "last telemetry"),
@@ -74,7 +74,7 @@ class Cycle:
 
 
 def run(progress: Progress) -> list[Table]:
-    """Measure one fleet of 100 servers in both layouts; takes about four minutes."""
+    """Measure one fleet of 100 servers in both layouts; takes about seven minutes."""
     return [
         _table("a process for each service", asyncio.run(_deployed(progress))),
         _table("all in one process", asyncio.run(_in_one(progress))),
