@@ -1,6 +1,7 @@
 """One service as a process: signals, health endpoint, exit code."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -42,9 +43,21 @@ def main(make: Callable[[S], Service], settings_type: type[S]) -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings.log)
+    spare_the_collector()
     if unread := unknown_environment(set(settings_type.model_fields) | OTHERS):
         logs.logger(service.name).warning("unread environment", variables=unread)
     return asyncio.run(_run(service, settings))
+
+
+def spare_the_collector() -> None:
+    """Let the collector of cyclic garbage pass over all that is there now, and come by less often.
+
+    What is imported stays, and messages are trees, which counting references frees: looking for cycles among them
+    is a fifth of the time that a message takes.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 async def _run(service: Service, settings: RuntimeSettings) -> int:
