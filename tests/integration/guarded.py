@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ async def guarded(
     folder: Path, monkeypatch: pytest.MonkeyPatch, by: str = "password", extra_config: str = ""
 ) -> AsyncIterator[Guarded]:
     """A server whose users prove themselves by nkey or by password; it has the streams of the topic table."""
-    folder.mkdir(parents=True)
+    await asyncio.to_thread(folder.mkdir)
     (folder / "permissions.conf").write_text((DEPLOYED / "permissions.conf").read_text())
     (folder / "users.conf").write_text((DEPLOYED / f"users-by-{by}.conf").read_text())
     server = Guarded(folder, extra_config=f"include users.conf\n{extra_config}")
@@ -96,3 +97,11 @@ def new_key(seed_file: Path) -> str:
     pair = nkeys.from_seed(nkeys.encode_seed(random_bytes(32), nkeys.PREFIX_BYTE_USER))
     seed_file.write_bytes(bytes(pair.seed))
     return pair.public_key.decode()
+
+
+async def kept(bus: Bus, stream: str, subject: str, within_s: float = 10.0) -> None:
+    """Wait until a stream has kept something."""
+    deadline = time.monotonic() + within_s
+    while not await bus.newest(stream, [subject]):
+        assert time.monotonic() < deadline, f"nothing of {subject}"
+        await asyncio.sleep(0.1)

@@ -1,10 +1,11 @@
 """The services as processes, each under its own user of the bus."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
-from guarded import Guarded
+from guarded import Guarded, kept
 
 from benchmarks.deployment import SERVICES, Deployment
 from schemas.topics import VERBS
@@ -33,9 +34,11 @@ class Users(Deployment):
         try:
             for service in SERVICES:
                 await asyncio.to_thread(self.start, service)
-            await self._until(lambda: all(self.ready(service) for service in SERVICES))
-            while not await people.newest("DECISIONS", ["stoker.v1.decision.made.*"]):
+            deadline = time.monotonic() + 60
+            while not await asyncio.to_thread(lambda: all(self.ready(service) for service in SERVICES)):
+                assert time.monotonic() < deadline, "not every service is ready"
                 await asyncio.sleep(0.2)
+            await kept(people, "DECISIONS", "stoker.v1.decision.made.*", within_s=40)
             for verb in VERBS:
                 # A bad question is answered too.
                 assert (await people.request(verb.subject, b"{}", timeout_s=20))[:1] == b"{", verb.subject
@@ -46,8 +49,3 @@ class Users(Deployment):
             codes = await asyncio.to_thread(self.stop)
             await people.close()
         assert set(codes.values()) == {0}, codes
-
-    async def _until(self, condition: Any) -> None:
-        async with asyncio.timeout(60):
-            while not await asyncio.to_thread(condition):
-                await asyncio.sleep(0.2)

@@ -32,7 +32,6 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) to "?([^
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _HEADER_BYTES = 8 * 1024
 _HEADER_MARGIN = 64
-_CLOSING_S = 2.0
 _SUBJECT_BYTES = 2048
 """The server ends a connection whose protocol line, subjects included, exceeds 4 KiB."""
 
@@ -114,14 +113,14 @@ class Bus:
                 break
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 cause = client.last_error or error
-                await client.close()
+                await client.leave()
                 if "uthorization" in str(cause):
                     raise Fatal(
                         f"NATS at {settings.url} refused the credentials of {service}: {cause}"
                     ) from error
                 if loop.time() >= deadline:
                     raise Fatal(
-                        f"no NATS server at {settings.url}: {cause or type(cause).__name__}"
+                        f"no NATS server at {settings.url}: {str(cause) or type(cause).__name__}"
                     ) from error
                 await asyncio.sleep(0.1)
         version = client.connected_server_version
@@ -422,13 +421,7 @@ class Bus:
         if self._client.is_connected:
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await self._client.flush(timeout=2)
-        try:
-            async with asyncio.timeout(_CLOSING_S):
-                await self._client.close()
-        except (OSError, TimeoutError):
-            # The library no longer reads by now, so a server that has much to say to it no longer takes anything
-            # from it, and its last write waits for ever.
-            self._client.abandon()
+        await self._client.leave()
 
 
 @contextlib.contextmanager
