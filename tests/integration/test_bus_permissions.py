@@ -16,8 +16,8 @@ from scenario_of_users import Users
 from schemas.subjects import PARTITIONS
 from schemas.topics import TOPICS, VERBS, Delivery, Stream
 from services.runtime.bus import Bus
-from services.runtime.envelope import Wire
-from services.runtime.errors import Fatal, Retry
+from services.runtime.envelope import Wire, decode
+from services.runtime.errors import Fatal, Reject, Retry
 from services.runtime.permissions import OPERATOR, files, users
 from services.runtime.topology import topology
 
@@ -185,6 +185,20 @@ async def test_a_consumer_reads_what_its_request_names_and_no_more(server: Guard
         await bus.request("$JS.API.CONSUMER.CREATE.STATE.mine.stoker.v1.plan.issued", b"{}", timeout_s=0.5)
     assert any("stoker.v1.plan.issued" in text for text in bus.refusals)
     await bus.close()
+
+
+async def test_what_the_server_can_be_made_to_say_under_another_s_subject_is_no_message(server: Guarded):
+    """NATS does not look at where an answer is to go, so a user can have one stored where it may not publish."""
+    bus = await Bus.connect(server.settings("tuner"), "tuner")
+    subject = "stoker.v1.decision.made.x"
+    await bus._client.publish("$JS.API.STREAM.INFO.STATE", b"", reply=subject)
+    people = await Bus.connect(server.settings(OPERATOR), OPERATOR)
+    await kept(people, "DECISIONS", subject)
+    (raw,) = await people.everything("DECISIONS", [subject])
+    with pytest.raises(Reject, match="ce-specversion"):
+        decode(raw)
+    await bus.close()
+    await people.close()
 
 
 # Everything that each must do works.
