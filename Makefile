@@ -33,12 +33,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/stoker schema export --check
+	$(BIN)/stoker bus permissions --check
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 schema: $(STAMP)
 	$(BIN)/stoker schema export
+	$(BIN)/stoker bus permissions
 
 # The official AsyncAPI parser, for one contract test; without npm that test says so and is skipped.
 .cache/asyncapi/node_modules: tests/contract/asyncapi/package.json

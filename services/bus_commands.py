@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from schemas.topics import ROOT, Stream, topic_of_subject
 from services.live import as_json as line_of
 from services.runtime.bus import Bus
 from services.runtime.envelope import Raw, Wire
+from services.runtime.permissions import files as permission_files
 from services.runtime.settings import RuntimeSettings, load
 from services.runtime.topology import topology
 from services.tail import filters_of, is_about, messages, start_of, text_of
@@ -59,6 +61,33 @@ def verify() -> None:
         return 1 if drift else 0
 
     _with_bus(work)
+
+
+@bus.command("permissions")
+def permissions(
+    folder: Annotated[Path, typer.Argument(help="Where the server's configuration is.")] = Path(
+        "deploy/nats"
+    ),
+    check: Annotated[bool, typer.Option("--check", help="Only say what has drifted; exit 1 if any.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what each user may do, and the users, as files that a NATS server's configuration includes."""
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is not there: expected a folder")
+    written = {folder / name: text for name, text in permission_files().items()}
+    changed = [path for path, text in written.items() if not path.is_file() or path.read_text() != text]
+    if not check:
+        for path in changed:
+            path.write_text(written[path])
+    if as_json:
+        print(json.dumps({"files": [str(path) for path in written], "changed": [str(p) for p in changed]}))
+    else:
+        print(
+            "\n".join(f"{'drifted' if check else 'written'}: {p}" for p in changed)
+            or "as the topic table says"
+        )
+    if check and changed:
+        raise SystemExit(1)
 
 
 @bus.command("tail")

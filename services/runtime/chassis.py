@@ -148,8 +148,9 @@ class Chassis:
                 asyncio.create_task(line.bus.lost(), name="bus"),
                 asyncio.create_task(parts.hold(), name="parts"),
                 *(
-                    asyncio.create_task(parts.follow(stream, filters), name=f"follow-{stream}")
+                    asyncio.create_task(parts.follow(stream, subject), name=f"follow-{subject}")
                     for stream, filters in newest_filters(self.service.name).items()
+                    for subject in filters
                 ),
             ]
             await self._until_stopped(working, [], line.bus)

@@ -20,8 +20,8 @@ class Fatal(Exception):
     """The service cannot go on; its process ends with a non-zero code."""
 
 
-class Denied(Fatal):
-    """The bus refused a publish or a subscription; the reason is the server's."""
+class Denied(Retry):
+    """The bus refused a publish; the reason is the server's. Once the user has the right, it is done again."""
 
 
 class TooLarge(Reject):

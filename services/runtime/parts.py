@@ -66,30 +66,31 @@ class Parts:
     async def begin(self) -> None:
         """Take in the newest of what all instances see; raises Retry."""
         for stream, filters in newest_filters(self._line.service).items():
-            self._after[stream] = await self._line.bus.last_sequence(stream)
+            last = await self._line.bus.last_sequence(stream)
+            self._after |= dict.fromkeys(filters, last)
             events = await newest_events(self._line, self._intake, stream, filters)
             self._intake.remember(events)
             self._note(events)
 
-    async def follow(self, stream: str, filters: Sequence[str]) -> None:
-        """Pass on to the parts what all instances see, for ever."""
+    async def follow(self, stream: str, subject: str) -> None:
+        """Pass on to the parts what all instances see of a subject, for ever."""
         while True:
             try:
-                pull = await self._line.bus.follow(stream, filters, self._after[stream])
+                pull = await self._line.bus.follow(stream, subject, self._after[subject])
             except Retry as error:
-                self._line.log.warning("not following", stream=stream, error=str(error))
+                self._line.log.warning("not following", subject=subject, error=str(error))
                 await asyncio.sleep(error.delay_s)
                 continue
             try:
                 while True:
-                    await self._pass_on(stream, pull)
+                    await self._pass_on(subject, pull)
             except TopologyDrift:
                 # A server that restarted has forgotten the consumer; the next goes on where this one was.
                 continue
             finally:
                 await pull.stop()
 
-    async def _pass_on(self, stream: str, pull: Pull) -> None:
+    async def _pass_on(self, subject: str, pull: Pull) -> None:
         batch = await pull.next()
         found = self._intake.sort(batch, self._line.clock.now_s())
         for _, topic, outcome in found.done:
@@ -99,7 +100,7 @@ class Parts:
         self._intake.remember(events)
         self._note(events)
         self._line.count_handled(events)
-        self._after[stream] = max(self._after[stream], *(raw.sequence for raw in batch))
+        self._after[subject] = max(self._after[subject], *(raw.sequence for raw in batch))
 
     def _note(self, events: Sequence[Event]) -> None:
         self._newest |= {event.subject: event for event in events}

@@ -40,6 +40,8 @@ class BusSettings(Group):
     """File with JWT credentials, instead of a password."""
     ca_file: Path | None = None
     """CA certificate; TLS is used when it is set or the address begins with tls://."""
+    certificate_file: Path | None = None
+    """Our own certificate with its key in one file, for a server that asks for it; needs ca_file."""
     connect_timeout_s: float = Field(default=30.0, gt=0)
     """How long to wait for the first connection; Kubernetes may start NATS after us."""
     publish_timeout_s: float = Field(default=2.0, gt=0)

@@ -27,11 +27,28 @@ def test_every_command_has_help(command: list[str]) -> None:
     assert "Usage" in result.output
 
 
-@pytest.mark.parametrize("command", ["apply", "verify", "tail", "dlq"])
+@pytest.mark.parametrize("command", ["apply", "verify", "tail", "dlq", "permissions"])
 def test_every_bus_command_has_help(command: str) -> None:
     result = CliRunner().invoke(bus, [command, "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+def test_permissions_are_written_once_and_drift_is_said_by_file(tmp_path: Path) -> None:
+    def run(*options: str) -> tuple[int, dict[str, list[str]]]:
+        result = CliRunner().invoke(bus, ["permissions", str(tmp_path), "--json", *options])
+        return result.exit_code, json.loads(result.output)
+
+    code, said = run("--check")
+    assert (code, said["changed"]) == (1, said["files"])
+    assert list(tmp_path.iterdir()) == []
+    assert run()[0] == 0
+    assert run("--check") == (0, {"files": said["files"], "changed": []})
+    (tmp_path / "permissions.conf").write_text("")
+    assert run("--check") == (1, {"files": said["files"], "changed": [str(tmp_path / "permissions.conf")]})
+    result = CliRunner().invoke(bus, ["permissions", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "expected a folder" in result.output
 
 
 def test_plugins_lists_every_group_that_the_loop_uses() -> None:

@@ -5,6 +5,7 @@ its reading for good while it still counts as connected; a vertical tab or form 
 part of a subject, breaks its parser, and reconnecting only brings the message again.
 """
 
+import asyncio
 import re
 
 import nats.protocol.parser
@@ -20,6 +21,7 @@ nats.protocol.parser.HMSG_RE = re.compile(
 )
 
 
+_CLOSING_S = 2.0
 _NAME = re.compile(rb"[!-9;-~]+")
 
 
@@ -55,7 +57,18 @@ class TolerantClient(Client):
             _sid=sid,
         )
 
-    def abandon(self) -> None:
-        """Drop the connection with whatever is still to be sent."""
+    async def leave(self) -> None:
+        """Disconnect; where the library waits for ever, drop the connection with whatever is still to be sent.
+
+        It does after a certificate that it did not trust. It also no longer reads by now, so a server that has
+        much to say to it no longer takes anything from it, and its last write waits.
+        """
+        try:
+            async with asyncio.timeout(_CLOSING_S):
+                await self.close()
+        except (OSError, TimeoutError):
+            self._abandon()
+
+    def _abandon(self) -> None:
         if self._transport is not None:
             self._transport._io_writer.transport.abort()  # type: ignore[attr-defined]

@@ -32,7 +32,6 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) to "?([^
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _HEADER_BYTES = 8 * 1024
 _HEADER_MARGIN = 64
-_CLOSING_S = 2.0
 _SUBJECT_BYTES = 2048
 """The server ends a connection whose protocol line, subjects included, exceeds 4 KiB."""
 
@@ -99,6 +98,8 @@ class Bus:
         }
         if settings.ca_file is not None:
             options["tls"] = ssl.create_default_context(cafile=str(settings.ca_file))
+            if settings.certificate_file is not None:
+                options["tls"].load_cert_chain(settings.certificate_file)
         deadline = loop.time() + settings.connect_timeout_s
         while True:
             client = TolerantClient()
@@ -112,14 +113,14 @@ class Bus:
                 break
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 cause = client.last_error or error
-                await client.close()
+                await client.leave()
                 if "uthorization" in str(cause):
                     raise Fatal(
                         f"NATS at {settings.url} refused the credentials of {service}: {cause}"
                     ) from error
                 if loop.time() >= deadline:
                     raise Fatal(
-                        f"no NATS server at {settings.url}: {cause or type(cause).__name__}"
+                        f"no NATS server at {settings.url}: {str(cause) or type(cause).__name__}"
                     ) from error
                 await asyncio.sleep(0.1)
         version = client.connected_server_version
@@ -209,8 +210,8 @@ class Bus:
         with _passing(f"looking at {stream}"):
             return (await self._jetstream.stream_info(stream)).state.last_seq
 
-    async def follow(self, stream: str, filters: Sequence[str], after: int) -> "Pull":
-        """All messages after a place in a stream, for this instance alone; raises Retry.
+    async def follow(self, stream: str, subject: str, after: int) -> "Pull":
+        """All messages of a subject after a place in a stream, for this instance alone; raises Retry.
 
         The consumer is the server's for as long as it is read from; where it is gone, `next` raises
         TopologyDrift, and following again goes on.
@@ -218,7 +219,7 @@ class Bus:
         name = f"{self.service}-follow-{self._client._nuid.next().decode()}"
         config = ConsumerConfig(
             name=name,
-            filter_subjects=list(filters),
+            filter_subject=subject,
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=after + 1,
             ack_policy=AckPolicy.NONE,
@@ -247,10 +248,24 @@ class Bus:
     async def _read(
         self, stream: str, filters: Sequence[str], policy: DeliverPolicy, start: datetime | None = None
     ) -> list[Raw]:
+        # One consumer for each filter: only then is the filter part of the request's subject, by which the server
+        # knows whether this user may read it.
+        reads = [asyncio.create_task(self._read_one(stream, subject, policy, start)) for subject in filters]
+        try:
+            found = [raw for read in reads for raw in await read]
+        finally:
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
+        return sorted(found, key=lambda raw: raw.sequence)
+
+    async def _read_one(
+        self, stream: str, subject: str, policy: DeliverPolicy, start: datetime | None
+    ) -> list[Raw]:
         name = f"{self.service}-read-{self._client._nuid.next().decode()}"
         config = ConsumerConfig(
             name=name,
-            filter_subjects=list(filters),
+            filter_subject=subject,
             deliver_policy=policy,
             opt_start_time=start,
             ack_policy=AckPolicy.NONE,
@@ -406,13 +421,7 @@ class Bus:
         if self._client.is_connected:
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await self._client.flush(timeout=2)
-        try:
-            async with asyncio.timeout(_CLOSING_S):
-                await self._client.close()
-        except (OSError, TimeoutError):
-            # The library no longer reads by now, so a server that has much to say to it no longer takes anything
-            # from it, and its last write waits for ever.
-            self._client.abandon()
+        await self._client.leave()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from nats.js.api import (
     StreamConfig,
 )
 from nats.js.client import JetStreamContext
-from nats.js.errors import APIError, BucketNotFoundError, NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from services.runtime.errors import Fatal, TopologyDrift
 from services.runtime.settings import BusSettings
@@ -63,16 +63,23 @@ async def apply(jetstream: JetStreamContext, topology: Topology, settings: BusSe
                 ) from error
             changed.append(f"stream {stream.name} updated")
     for bucket in topology.buckets:
-        if await _bucket_is_missing(jetstream, bucket):
+        try:
+            held = (await jetstream.stream_info(f"KV_{bucket}")).config
+        except NotFoundError:
             await jetstream.create_key_value(
                 KeyValueConfig(
                     bucket=bucket,
                     history=1,
                     storage=StorageType(settings.storage),
                     replicas=settings.replicas,
+                    direct=True,
                 )
             )
             changed.append(f"bucket {bucket} created")
+            continue
+        if not held.allow_direct:
+            await jetstream.update_stream(held, allow_direct=True)
+            changed.append(f"bucket {bucket} updated")
     for consumer in topology.consumers:
         if await consumer_drift(jetstream, consumer):
             try:
@@ -97,8 +104,7 @@ async def drift(jetstream: JetStreamContext, topology: Topology, settings: BusSe
         differences = _differences(held, _stream_config(stream, settings), _STREAM_FIELDS)
         found += [f"stream {stream.name}: {text}" for text in differences]
     for bucket in topology.buckets:
-        if await _bucket_is_missing(jetstream, bucket):
-            found.append(f"bucket {bucket} does not exist")
+        found += await _bucket_drift(jetstream, bucket)
     for consumer in topology.consumers:
         found += await consumer_drift(jetstream, consumer)
     return found
@@ -123,12 +129,13 @@ async def verify_consumer(jetstream: JetStreamContext, spec: ConsumerSpec) -> No
         raise TopologyDrift(f"{'; '.join(found)}; run `stoker bus apply`")
 
 
-async def _bucket_is_missing(jetstream: JetStreamContext, bucket: str) -> bool:
+async def _bucket_drift(jetstream: JetStreamContext, bucket: str) -> list[str]:
+    """How a bucket differs: only what is read directly has the key in the request's subject, which rights need."""
     try:
-        await jetstream.key_value(bucket)
-    except BucketNotFoundError:
-        return True
-    return False
+        held = (await jetstream.stream_info(f"KV_{bucket}")).config
+    except NotFoundError:
+        return [f"bucket {bucket} does not exist"]
+    return [] if held.allow_direct else [f"bucket {bucket} is not read directly"]
 
 
 def _stream_config(spec: StreamSpec, settings: BusSettings) -> StreamConfig:
