@@ -26,11 +26,19 @@ SERVICES = ("simulator", "collector", "tuner", "predictor", "optimizer", "actuat
 class Deployment:
     """Starts, kills and watches the processes.
 
-    Parameters: bus_url; folder, for logs, fleet and plant; speed, control seconds per wall second; cycle_s.
+    Parameters: bus_url; folder, for logs, fleet and plant; speed, control seconds per wall second; cycle_s;
+    lease_s, wall seconds.
     """
 
     def __init__(
-        self, bus_url: str, folder: Path, fleet: str, plant: str, speed: float, cycle_s: float
+        self,
+        bus_url: str,
+        folder: Path,
+        fleet: str,
+        plant: str,
+        speed: float,
+        cycle_s: float,
+        lease_s: float = 1.5,
     ) -> None:
         self.folder = folder
         self.speed = speed
@@ -57,7 +65,7 @@ class Deployment:
             ),
             "STOKER_ACTUATOR__TARGET_SETTINGS": json.dumps({"url": self.url("simulator")}),
             "STOKER_SIMULATOR__PLANT": str(folder / "plant.yaml"),
-            "STOKER_LEASE_S": "1.5",
+            "STOKER_LEASE_S": str(lease_s),
         }
 
     def url(self, instance: str) -> str:
@@ -105,6 +113,13 @@ class Deployment:
         process = self._running.pop(instance)
         process.terminate()
         return _exit_code(process)
+
+    def revive(self) -> list[str]:
+        """Start what has ended by itself, as the compose file's restart policy does; returns the instances."""
+        ended = [instance for instance, process in self._running.items() if process.poll() is not None]
+        for instance in ended:
+            self.start(instance)
+        return ended
 
     def freeze(self, instance: str) -> None:
         """SIGSTOP: it does nothing, and knows nothing of that."""
