@@ -4,7 +4,8 @@
 #
 #   tests/containers/images.sh
 #
-# Needs root on Debian with podman, runc, buildah, debootstrap and prometheus, and nats-server on PATH or in .venv.
+# Needs root on Debian with podman, runc, buildah, netavark, aardvark-dns, debootstrap and prometheus, and nats-server
+# on PATH or in .venv.
 # It does nothing for images that are there. STOKER_DEBIAN_MIRROR names another mirror.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
