@@ -20,6 +20,7 @@ NAMES = (
     "throughput",
     "kubernetes_inventory",
     "tuner",
+    "soak",
 )
 
 

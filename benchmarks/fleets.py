@@ -36,16 +36,16 @@ _STARTUP_S = 3.0
 _SEED = 20240101
 
 
-def fleet_of(servers: int, models: int = 10, accelerator_types: int = 4) -> FleetDeclared:
+def fleet_of(servers: int, models: int = 10, accelerator_types: int = 4, load: float = 1.0) -> FleetDeclared:
     """A fleet with limited capacity; every model runs on every type, and the loads are 0.4 to 2.6 replicas.
 
-    Raises ValueError for more types than are known.
+    load: what the loads are multiplied by. Raises ValueError for more types than are known.
     """
     if accelerator_types > len(_TYPES):
         raise ValueError(f"accelerator_types is {accelerator_types}: expected at most {len(_TYPES)}")
     rng = Random(_SEED)
     types = list(_TYPES)[:accelerator_types]
-    shortest_s = {f"model-{i}": 0.014 * 1.12**i for i in range(models)}
+    shortest_s = {f"model-{i}": 0.014 * 1.12 ** (i % 10) for i in range(models)}
     bare = FleetDeclared(
         declared_at_s=0.0,
         revision="benchmark",
@@ -81,7 +81,7 @@ def fleet_of(servers: int, models: int = 10, accelerator_types: int = 4) -> Flee
         capacity=tuple(DeclaredCapacity(type=t, count=math.ceil(3.0 * servers / len(types))) for t in types),
     )
     loaded = tuple(
-        server.model_copy(update={"nominal_rate_rps": rate_rps * rng.uniform(0.4, 2.6)})
+        server.model_copy(update={"nominal_rate_rps": load * rate_rps * rng.uniform(0.4, 2.6)})
         for server, rate_rps in zip(bare.servers, _rates_of_one_replica(bare), strict=True)
     )
     return bare.model_copy(update={"servers": loaded})

@@ -60,6 +60,11 @@ class OptimizerService(Service):
         self._manifest_sequence = 0
         self._refused = ""
 
+    async def open(self) -> None:
+        # A manifest that has expired is nobody's plan, but generations go on from it: the actuator has seen it.
+        for manifest in await self.host.newest(PlanIssued):
+            self._state = observe(self._state, manifest)
+
     def hydrate(self, events: Sequence[Event]) -> None:
         self._take(events)
 

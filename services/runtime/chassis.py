@@ -63,7 +63,8 @@ class Chassis:
         """Why the service is not ready; a standby is ready to take over."""
         if self._phase not in ("running", "standby"):
             return [self._phase]
-        found = list(self.service.trouble())
+        # A standby has taken in nothing yet, so what it lacks says nothing.
+        found = list(self.service.trouble()) if self._phase == "running" else []
         if self._bus is not None:
             if not self._bus.connected:
                 found.append("the bus is not connected")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from schemas.subjects import PARTITIONS, decode_token, encode_token
 from services.runtime.bus import Bucket, Conflict, Pull
-from services.runtime.envelope import Event
+from services.runtime.envelope import Event, Raw
 from services.runtime.errors import Retry, TopologyDrift
 from services.runtime.intake import Intake
 from services.runtime.lease import Lease, LeaseLost
@@ -28,11 +28,15 @@ _ENDING_S = 10.0
 
 @dataclass
 class Part:
-    """One partition while it is held; `unseen` are messages for all instances that it has not yet taken."""
+    """One partition while it is held.
+
+    left: what its holder before had in hand; unseen: messages for all instances that it has not yet taken.
+    """
 
     worker: Worker
     lease: Lease
     pull: Pull
+    left: Sequence[Raw] = ()
     unseen: dict[str, Event] = field(default_factory=dict)
     noted: asyncio.Event = field(default_factory=asyncio.Event)
     life: asyncio.Task[None] | None = None
@@ -160,9 +164,11 @@ class Parts:
             service.restore(snapshots[partition])
             known = {s: event for s, event in self._newest.items() if service.concerns(event.payload)}
             service.hydrate(list(known.values()))
-            pull = await self._line.bus.pull(consumer_of_partition(self._line.service, partition))
+            consumer = consumer_of_partition(self._line.service, partition)
+            left = await self._line.bus.in_hand(consumer)
+            pull = await self._line.bus.pull(consumer)
             # Handled once more, in case the part's last holder ended before it could say what follows from it.
-            part = self._held[partition] = Part(worker, lease, pull, known)
+            part = self._held[partition] = Part(worker, lease, pull, left, known)
             if known:
                 part.noted.set()
             part.life = asyncio.create_task(self._live(part), name=f"part-{partition}")
@@ -172,7 +178,7 @@ class Parts:
         service = part.worker.service
         working = [
             asyncio.create_task(part.lease.keep()),
-            asyncio.create_task(part.worker.consume(part.pull)),
+            asyncio.create_task(self._consume(part)),
             asyncio.create_task(self._observe(part)),
             *(asyncio.create_task(task()) for task in service.tasks().values()),
         ]
@@ -183,6 +189,17 @@ class Parts:
         finally:
             await ended(working)
             await part.pull.stop()
+
+    async def _consume(self, part: Part) -> None:
+        """Work what was left behind, then what comes: what is skipped as older than the newest would be lost."""
+        while part.left:
+            try:
+                await part.worker.take_over(part.left)
+                part.left = ()
+            except Retry as error:
+                self._line.log.warning("retrying", messages=len(part.left), error=str(error))
+                await asyncio.sleep(error.delay_s)
+        await part.worker.consume(part.pull)
 
     async def _observe(self, part: Part) -> None:
         """Give a part what all instances see; what cannot be published is tried again with what came since."""

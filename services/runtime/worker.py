@@ -141,6 +141,24 @@ class Worker:
 
     # Messages.
 
+    async def take_over(self, left: Sequence[Raw]) -> None:
+        """Handle what the holder before had in hand, ahead of what is new; raises Retry.
+
+        It is delivered again once its acknowledgement is overdue; then it is acknowledged, or handled one by one.
+        """
+        events = [event for _, event in self.intake.sort(left, self.clock.now_s()).good]
+        if not events:
+            return
+        try:
+            await self.transact(lambda: self.service.handle(events))
+        except (Fatal, Retry):
+            raise
+        except Exception:
+            self.log.exception("not taken over", messages=len(events))
+            return
+        self.intake.remember(events)
+        self._line.count_handled(events)
+
     async def consume(self, pull: Pull) -> None:
         """Handle what a consumer delivers until its pull is stopped."""
         while not pull.stopped:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -396,6 +396,24 @@ async def test_a_standby_can_be_stopped(nats: EmbeddedServer, outside: Bus):
         two.stop()
         await asyncio.wait_for(waiting, 5)
         assert echo.log == []
+
+
+class Lacking(Sole):
+    """Knows too little to work."""
+
+    def trouble(self) -> Sequence[str]:
+        return ("nothing is declared yet",)
+
+
+async def test_a_standby_is_ready_whatever_it_will_lack_when_it_works(nats: EmbeddedServer, outside: Bus):
+    one, two = chassis_of(nats, Lacking(), "one"), chassis_of(nats, Lacking(), "two")
+    working = asyncio.create_task(one.run())
+    await until(lambda: one.reasons() == ["nothing is declared yet"])
+    waiting = asyncio.create_task(two.run())
+    await until(lambda: two.reasons() == [])
+    for chassis, task in ((two, waiting), (one, working)):
+        chassis.stop()
+        await asyncio.wait_for(task, 10)
 
 
 async def test_an_instance_whose_lease_another_took_ends(

@@ -11,10 +11,11 @@ from echo import Echo, chassis_of, sent, until, window
 
 from schemas.base import Quality
 from schemas.subjects import PARTITIONS, partition_of
-from schemas.telemetry import InventoryObserved
+from schemas.telemetry import InventoryObserved, TelemetryObserved
 from services.runtime.bus import Bucket, Bus
 from services.runtime.chassis import Chassis
 from services.runtime.embedded import EmbeddedServer
+from services.runtime.errors import Retry
 from services.runtime.topology import ACK_WAIT_S, LEASES, SNAPSHOTS, topology
 
 LEASE_S = 1.5
@@ -153,6 +154,31 @@ async def test_the_keys_of_a_killed_instance_move_within_the_lease_and_no_window
     for server, instances_in_turn in (await owners(outside)).items():
         assert len(instances_in_turn) <= 2, server
         assert len(instances_in_turn) == 1 or instances_in_turn[0] == "two"
+
+
+async def test_what_a_killed_instance_had_in_hand_is_handled_before_what_came_later(
+    nats: EmbeddedServer, outside: Bus
+):
+    def busy(_: TelemetryObserved) -> None:
+        raise Retry("never done", delay_s=3600)
+
+    first, second = Echo(), Echo()
+    first.fail = busy
+    killed = chassis_of(nats, first, "killed", lease_s=LEASE_S)
+    task = asyncio.create_task(killed.run())
+    await until(lambda: len(killed.held) == PARTITIONS, within_s=20)
+    await outside.publish(sent(window(1.0)))
+    await until(lambda: [1.0] in first.batches)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await outside.publish(sent(window(2.0)))
+    heir = chassis_of(nats, second, "heir", lease_s=LEASE_S)
+    task = asyncio.create_task(heir.run())
+    # Long before its acknowledgement is overdue.
+    await until(lambda: sum(map(len, second.batches)) == 2, within_s=ACK_WAIT_S / 2)
+    assert [end_s for batch in second.batches for end_s in batch] == [1.0, 2.0]
+    heir.stop()
+    await asyncio.wait_for(task, 20)
 
 
 async def test_an_instance_that_joins_is_given_its_share_and_one_that_leaves_gives_it_back_at_once(

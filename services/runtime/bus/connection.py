@@ -205,6 +205,20 @@ class Bus:
         self._pulls.add(pull)
         return pull
 
+    async def in_hand(self, spec: ConsumerSpec) -> list[Raw]:
+        """What a durable consumer has delivered and what is not acknowledged yet, in the order of the stream.
+
+        Acknowledged messages that lie between are among them. Raises Retry.
+        """
+        with _passing(f"asking for {spec.name}"):
+            info = await self._jetstream.consumer_info(spec.stream, spec.name)
+        if not info.num_ack_pending or info.ack_floor is None or info.delivered is None:
+            return []
+        after, last = info.ack_floor.stream_seq, info.delivered.stream_seq
+        policy = DeliverPolicy.BY_START_SEQUENCE
+        found = await self._read(spec.stream, spec.filters, policy, start_sequence=after + 1)
+        return [raw for raw in found if raw.sequence <= last]
+
     async def last_sequence(self, stream: str) -> int:
         """The place of the last message of a stream; raises Retry."""
         with _passing(f"looking at {stream}"):
@@ -246,7 +260,12 @@ class Bus:
         return await self._read(stream, filters, DeliverPolicy.BY_START_TIME, start)
 
     async def _read(
-        self, stream: str, filters: Sequence[str], policy: DeliverPolicy, start: datetime | None = None
+        self,
+        stream: str,
+        filters: Sequence[str],
+        policy: DeliverPolicy,
+        start: datetime | None = None,
+        start_sequence: int | None = None,
     ) -> list[Raw]:
         # One consumer for each filter: only then is the filter part of the request's subject, by which the server
         # knows whether this user may read it.
@@ -268,6 +287,7 @@ class Bus:
             filter_subject=subject,
             deliver_policy=policy,
             opt_start_time=start,
+            opt_start_seq=start_sequence,
             ack_policy=AckPolicy.NONE,
             inactive_threshold=30.0,
             mem_storage=True,
