@@ -29,20 +29,27 @@ def synthetic_cycle(
     chance: random.Random, cycle: int, noise: float = 0.02, replicas: int = 3
 ) -> list[Observation]:
     """Replicas at moderate load whose latencies are the corrected queueing model's, times log-normal noise."""
-    seen = []
-    for replica in range(replicas):
-        rate, prompt, output = chance.uniform(0.1, 1.0), chance.uniform(200, 3000), chance.uniform(100, 800)
-        server = ServerModel(
-            LAW,
-            np.array([TRUTH[name] for name in LAW.parameter_names]),
-            Workload(prompt, output),
-            Limits(64, 128),
+    drawn = [
+        (
+            chance.uniform(0.1, 1.0),
+            chance.uniform(200, 3000),
+            chance.uniform(100, 800),
+            math.exp(chance.gauss(0, noise)),
+            math.exp(chance.gauss(0, noise)),
         )
-        metrics = CorrectedModel().analyze(server, rate, ())
-        itl = float(metrics.itl_s.mean) * math.exp(chance.gauss(0, noise))
-        ttft = float(metrics.ttft_s.mean) * math.exp(chance.gauss(0, noise))
-        seen.append(observed(f"r{replica}", cycle, rate, prompt, output, itl, ttft))
-    return seen
+        for _ in range(replicas)
+    ]
+    rates, prompts, outputs, _, _ = np.array(drawn).T
+    values = np.array([TRUTH[name] for name in LAW.parameter_names])
+    server = ServerModel(LAW, values, Workload(prompts, outputs), Limits(64, 128))
+    metrics = CorrectedModel().analyze(server, rates, ())
+    means = zip(metrics.itl_s.mean.tolist(), metrics.ttft_s.mean.tolist(), strict=True)
+    return [
+        observed(f"r{replica}", cycle, *asked, itl * itl_noise, ttft * ttft_noise)
+        for replica, ((*asked, itl_noise, ttft_noise), (itl, ttft)) in enumerate(
+            zip(drawn, means, strict=True)
+        )
+    ]
 
 
 def observed(

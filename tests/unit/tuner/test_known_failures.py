@@ -7,6 +7,7 @@ observations (test_tuner_core, test_tuner_observation), F15, F16 and F28 of the 
 import random
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,18 @@ FILTER = Ekf(EkfSettings())
 VALUES = np.array([TRUTH[name] for name in LAW.parameter_names])
 
 
-def at(rate: float, cycle: int, speed: float = 1.0, replica: str = "r0", places: float = 64.0) -> Observation:
-    """What an engine measures at a rate of requests of 1 000 and 300 tokens, without noise."""
+@cache
+def times_at(rate: float, speed: float, places: float) -> tuple[float, float]:
+    """Mean ITL and TTFT in seconds of requests of 1 000 and 300 tokens."""
     metrics = CorrectedModel().analyze(
         ServerModel(LAW, VALUES * speed, Workload(1000.0, 300.0), Limits(places, 128.0)), rate, ()
     )
-    itl, ttft = float(metrics.itl_s.mean), float(metrics.ttft_s.mean)
+    return float(metrics.itl_s.mean), float(metrics.ttft_s.mean)
+
+
+def at(rate: float, cycle: int, speed: float = 1.0, replica: str = "r0", places: float = 64.0) -> Observation:
+    """What an engine measures at a rate of requests of 1 000 and 300 tokens, without noise."""
+    itl, ttft = times_at(rate, speed, places)
     return observed(replica, cycle, rate, 1000.0, 300.0, itl, ttft)
 
 
