@@ -115,6 +115,8 @@ class TelemetryObserved(Contract):
     """Requests that wait anywhere at the end of the window."""
     replicas: tuple[ReplicaTelemetry, ...] = ()
     """Each replica that reported."""
+    calibration: bool = False
+    """Whether a proposed sweep measured it, away from users: it teaches parameters and is nobody's load."""
 
     @model_validator(mode="after")
     def _window_is_ordered(self) -> "TelemetryObserved":

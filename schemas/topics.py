@@ -191,7 +191,7 @@ TOPICS: tuple[Topic, ...] = (
         "proposed_at_s",
         Stream.STATE,
         ("tuner",),
-        _to(),
+        _to(newest="collector"),
         "a small sweep that would identify the parameters",
     ),
     Topic(

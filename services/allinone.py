@@ -156,7 +156,7 @@ def _cluster(options: Options) -> dict[str, Any]:
 
 async def _sources(stack: AsyncExitStack, options: Options, simulated: str) -> tuple[dict[str, Any], str]:
     """Where metrics come from: Prometheus when it is installed, else the endpoints' own text."""
-    inventory = {"simulated": {"url": simulated}}
+    inventory = {"simulated": {"url": simulated, "calibrate": options.target == "simulated"}}
     binary = find_prometheus() if options.prometheus else None
     if binary is None:
         why = " because no prometheus is on PATH" if options.prometheus else ""

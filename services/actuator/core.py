@@ -85,7 +85,7 @@ def observe(state: State, message: Contract) -> State:
             seen = state.inventory.get(name)
             newer = seen is None or message.observed_at_s >= seen.observed_at_s
             return replace(state, inventory={**state.inventory, name: message}) if newer else state
-        case TelemetryObserved(server=name):
+        case TelemetryObserved(server=name, calibration=False):
             window = state.telemetry.get(name)
             newer = window is None or message.window_end_s >= window.window_end_s
             return replace(state, telemetry={**state.telemetry, name: message}) if newer else state

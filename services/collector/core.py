@@ -7,7 +7,7 @@ gets one whose quality is missing, and no figures. Where sources overlap, the fi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from schemas.alert import AlertKind, AlertRaised
 from schemas.base import Quality
@@ -37,17 +37,23 @@ from services.collector.windows import Window, difference
 SERVER = "server/"
 STARTUP = "startup"
 ALERTS = "alerts"
+CALIBRATED = "calibrated"
 _RECORD = TypeAdapter(ServerRecord)
+_MOMENT = TypeAdapter(FiniteFloat)
 _ALERTS = TypeAdapter(list[tuple[tuple[AlertKind, str], str]])
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the next step goes on from: a record of each server, learned start-ups, alerts that stand."""
+    """What the next step goes on from: a record of each server, learned start-ups, alerts that stand.
+
+    calibrated_s: when the newest sweep that was told of ended, Unix seconds.
+    """
 
     servers: Mapping[str, ServerRecord] = field(default_factory=dict)
     startups: StartupTimes = field(default_factory=StartupTimes)
     alerts: Mapping[tuple[AlertKind, str], str] = field(default_factory=dict)
+    calibrated_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +112,16 @@ def step(
     facts = facts_of(poll, fleet, windows, state.alerts, now_s, settings)
     alerts = tuple(edges(state.alerts, facts, now_s))
 
-    after = State(servers, startups, facts)
+    told_s = state.calibrated_s
+    swept = tuple(w for one in readings for w in one.calibrations if told_s < w.window_end_s <= now_s)
+    calibrated_s = max((window.window_end_s for window in swept), default=told_s)
+
+    after = State(servers, startups, facts, calibrated_s)
     changed = [SERVER + name for name in windows]
     changed += [STARTUP] * (startups is not state.startups) + [ALERTS] * (facts.keys() != state.alerts.keys())
+    changed += [CALIBRATED] * (calibrated_s != told_s)
     return after, Outputs(
-        telemetry=tuple(window.observed for window in windows.values()),
+        telemetry=(*(window.observed for window in windows.values()), *swept),
         inventory=inventory,
         capacity=_capacity(poll, now_s),
         alerts=alerts,
@@ -126,6 +137,8 @@ def dump(state: State, key: str) -> bytes:
         return startup.dump(state.startups)
     if key == ALERTS:
         return _ALERTS.dump_json(list(state.alerts.items()))
+    if key == CALIBRATED:
+        return _MOMENT.dump_json(state.calibrated_s)
     return _RECORD.dump_json(state.servers[key.removeprefix(SERVER)])
 
 
@@ -135,6 +148,8 @@ def load(state: State, key: str, raw: bytes) -> State:
         return replace(state, startups=startup.load(raw))
     if key == ALERTS:
         return replace(state, alerts=dict(_ALERTS.validate_json(raw)))
+    if key == CALIBRATED:
+        return replace(state, calibrated_s=_MOMENT.validate_json(raw))
     if not key.startswith(SERVER):
         raise ValueError(f"{key!r} is not a snapshot of the collector")
     return replace(state, servers={**state.servers, key.removeprefix(SERVER): _RECORD.validate_json(raw)})

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 from schemas.alert import AlertKind, AlertRaised
 from schemas.fleet import FleetDeclared
+from schemas.parameters import CalibrationProposed
 from services.collector.core import State, dump, load, step
 from services.collector.fleet_files import FleetRefused, fingerprint, read_fleet
 from services.collector.settings import Settings
-from services.collector.source import Problem, Readings, Source
+from services.collector.source import Calibrator, Problem, Readings, Source
 from services.runtime import plugins
-from services.runtime.envelope import Emit
+from services.runtime.envelope import Emit, Event
 from services.runtime.errors import Fatal, Retry
 from services.runtime.service import Outcome, Service, Task
 from services.runtime.settings import clock_of
@@ -38,6 +39,8 @@ class CollectorService(Service):
             )
             for name in self._settings.sources
         ]
+        self._calibrators = [s for s in self._sources if isinstance(s, Calibrator) and s.calibrates]
+        self._proposed: dict[tuple[str, str], CalibrationProposed] = {}
         self._state = State()
         self._fleet: FleetDeclared | None = None
         self._fingerprint: object = None
@@ -57,6 +60,18 @@ class CollectorService(Service):
                 self._state = load(self._state, key, raw)
             except ValueError as error:
                 self.host.log.warning("snapshot left out", key=key, error=str(error))
+
+    def hydrate(self, events: Sequence[Event]) -> None:
+        self._note(events)
+
+    def handle(self, events: Sequence[Event]) -> Outcome:
+        return Outcome(accept=lambda: self._note(events))
+
+    def _note(self, events: Sequence[Event]) -> None:
+        """Keep sweeps that are proposed, if there is somebody to hand them to."""
+        for event in events:
+            if isinstance(event.payload, CalibrationProposed) and self._calibrators:
+                self._proposed[event.payload.model, event.payload.accelerator] = event.payload
 
     def tasks(self) -> Mapping[str, Task]:
         return {"cycle": self._collect_each_cycle}
@@ -84,6 +99,7 @@ class CollectorService(Service):
             try:
                 await self._reload_fleet()
                 await self._collect(f"cycle-{at_s:.0f}")
+                await self._hand_over()
             except Retry as error:
                 self.host.log.warning("cycle not published; the next window covers it", error=str(error))
             self.host.metrics.stage.labels(self.name, "cycle").observe(time.perf_counter() - began)
@@ -109,6 +125,20 @@ class CollectorService(Service):
             )
 
         await self.host.transact(take)
+
+    async def _hand_over(self) -> None:
+        """Have proposed sweeps carried out; one that is refused is proposed again if it still matters."""
+        for pair, proposed in list(self._proposed.items()):
+            where = f"{proposed.model} on {proposed.accelerator}"
+            try:
+                refusals = [await calibrator.calibrate(proposed) for calibrator in self._calibrators]
+            except Retry as error:
+                self.host.log.warning("calibration not asked for yet", pair=where, error=str(error))
+                continue
+            for refusal in filter(None, refusals):
+                self.host.log.warning("calibration refused", pair=where, reason=refusal)
+            if self._proposed[pair] is proposed:
+                del self._proposed[pair]
 
     async def _poll(self, source: Source) -> Readings:
         """One source's readings; one that raises, which it should not, counts as failed."""

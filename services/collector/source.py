@@ -7,11 +7,13 @@ All times are control time in Unix seconds.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
 from schemas.alert import AlertKind
+from schemas.parameters import CalibrationProposed
+from schemas.telemetry import TelemetryObserved
 
 
 class Provides(StrEnum):
@@ -155,7 +157,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Everything that one poll of one source yielded."""
+    """Everything that one poll of one source yielded; `calibrations` are windows of sweeps, of any age."""
 
     source: str
     provides: frozenset[Provides]
@@ -164,6 +166,7 @@ class Readings:
     inventory: tuple[ServerInventory, ...] = ()
     capacity: tuple[CapacityReading, ...] = ()
     quotas: tuple[QuotaReading, ...] = ()
+    calibrations: tuple[TelemetryObserved, ...] = ()
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -186,3 +189,16 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """Release connections; closing twice is harmless."""
+
+
+@runtime_checkable
+class Calibrator(Protocol):
+    """A source whose servers can be measured away from users; `calibrates` says whether it was asked to."""
+
+    calibrates: bool
+
+    async def calibrate(self, proposed: CalibrationProposed) -> str | None:
+        """Have a sweep carried out, once however often it is asked for; why not, where it is refused.
+
+        Raises Retry where nobody answers.
+        """

@@ -41,7 +41,7 @@ def observe(state: State, message: Contract) -> State:
             old = state.fleet
             newer = old is None or message.declared_at_s >= old.declared_at_s
             return replace(state, fleet=message) if newer else state
-        case TelemetryObserved(server=name):
+        case TelemetryObserved(server=name, calibration=False):
             windows = _newest(state.telemetry, name, message, "window_end_s")
             return replace(state, telemetry=windows)
         case InventoryObserved(server=name):

@@ -27,7 +27,7 @@ class Trigger:
     def note(self, message: Contract, cycle: str, wall_s: float) -> "Trigger":
         """With one more message, which belongs to a cycle, at a moment of wall time."""
         match message:
-            case TelemetryObserved(server=server, quality=quality):
+            case TelemetryObserved(server=server, quality=quality, calibration=False):
                 if cycle == self.cycle and self.since_s is None and self.measured:
                     return self
                 fresh = self if cycle == self.cycle else Trigger(cycle, urgent_since_s=self.urgent_since_s)

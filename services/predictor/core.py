@@ -26,7 +26,7 @@ _NEW = Series()
 
 @dataclass(frozen=True)
 class State:
-    """The newest fleet and inventory, a series for each server, and what was issued last.
+    """The newest fleet and inventory, and a series for each server.
 
     narrow: by server what narrow windows have come to that are not yet wide enough to be one of its series.
     """
@@ -35,7 +35,6 @@ class State:
     inventory: Mapping[str, InventoryObserved] = field(default_factory=dict)
     series: Mapping[str, Series] = field(default_factory=dict)
     narrow: Mapping[str, Measured] = field(default_factory=dict)
-    issued: Mapping[str, ForecastIssued] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,6 @@ def step(
         state,
         series={**state.series, **series},
         narrow={n: w for n, w in {**state.narrow, **narrow}.items() if w is not None},
-        issued={**state.issued, **{f.server: f for f in issued}},
     )
     return state, Outputs(tuple(issued), taken, skipped)
 
@@ -185,6 +183,8 @@ def lead_time_s(state: State, server: str, model: str) -> float:
 
 
 def _why_not(window: TelemetryObserved, end_s: float) -> str:
+    if window.calibration:
+        return "calibration"
     if window.window_end_s <= end_s:
         return "duplicate window"
     if window.quality not in _USABLE:

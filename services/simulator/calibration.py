@@ -38,13 +38,14 @@ def sweep(
         for number, point in enumerate(points, start=1)
     ]
     return TelemetryObserved(
-        server=f"calibration of {model}",
+        server=f"calibration of {model} on {accelerator}",
         model=model,
         window_start_s=end_s - POINT_S,
         window_end_s=end_s,
         epoch="calibration",
         quality=Quality.OK,
         replicas=tuple(found),
+        calibration=True,
     )
 
 

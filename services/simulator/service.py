@@ -10,7 +10,8 @@ The routes, with names URL-encoded:
     GET  /metrics                                 everything on one page
     GET  /requests?since_s=&server=&limit=        log of completed requests
     POST /faults                                  put a fault in
-    POST /calibrations                            {"model": …, "accelerator": …, "points": […]}, as it is proposed
+    POST /calibrations                            {"model": …, "accelerator": …, "points": […]}, as it is proposed;
+                                                  twice is once
     GET  /calibrations                            windows that sweeps measured, as telemetry
     GET  /livez
 
@@ -130,6 +131,7 @@ class _Shell:
         self.names = names
         self.clock = clock
         self.tick_s = tick_s
+        self._sweeps: dict[tuple[str, str], tuple[float, float]] = {}
         self._advancing = asyncio.Lock()
         self._ticker: asyncio.Task[None] | None = None
 
@@ -233,7 +235,11 @@ class _Shell:
     async def calibrate(self, request: web.Request) -> web.Response:
         asked = CalibrationProposed.model_validate_json(await request.read())
         await self._catch_up()
-        ends_at_s = self.fleet.calibrate(asked.model, asked.accelerator, asked.points)
+        pair = asked.model, asked.accelerator
+        proposed_at_s, ends_at_s = self._sweeps.get(pair, (-1.0, 0.0))
+        if asked.proposed_at_s > proposed_at_s:
+            ends_at_s = self.fleet.calibrate(*pair, asked.points)
+            self._sweeps[pair] = asked.proposed_at_s, ends_at_s
         return web.json_response({"now_s": self.fleet.now_s, "ends_at_s": ends_at_s})
 
     async def calibrations(self, _: web.Request) -> web.Response:

@@ -2,6 +2,8 @@
 
 Of candidate points, rates × token shapes, the next is always the one that makes ln det of the information largest
 (D-optimal, greedily; Fedorov, Theory of Optimal Experiments, 1972), where a point adds Σ ∇f ∇fᵀ/σ² of ITL and TTFT.
+Points are chosen for an engine that is slower than believed by a standard deviation of each parameter: past the
+knee a batch is full whatever the rate, and a time to first token that is mostly waiting says nothing.
 It is only proposed: who carries it out does so on a replica without users.
 """
 
@@ -63,6 +65,8 @@ def design(
     covariance: of their logarithms, in the order of the sorted names; what is known already.
     """
     names = sorted(values)
+    doubt = dict(zip(names, np.sqrt(np.diag(covariance)), strict=True))
+    slow = {name: value * float(np.exp(doubt[name])) for name, value in values.items()}
     free = [name for name in names if values[name] > 0]
     rows = [names.index(name) for name in free]
     candidates = np.array(list(product(INPUT_TOKENS, OUTPUT_TOKENS, FULLNESS))).T
@@ -75,7 +79,7 @@ def design(
         question = (parameters, batch + 1.0, load, profile.token_budget)
         return np.log(np.stack([law.inter_token_time(*question), law.prefill_time(*question)]))
 
-    centre = np.log([values[name] for name in free])
+    centre = np.log([slow[name] for name in free])
     steps = STEP * np.eye(len(free))
     slopes = np.stack(
         [(log_times(centre + step) - log_times(centre - step)) / (2.0 * STEP) for step in steps], axis=-1
@@ -89,7 +93,7 @@ def design(
         best = int(np.argmax(determinants))
         chosen.append(best)
         information = information + gains[best]
-    parameters = np.array([values[name] for name in law.parameter_names])
+    parameters = np.array([slow[name] for name in law.parameter_names])
     question = (parameters, batch + 1.0, load, profile.token_budget)
     stay = law.iterations_per_request(*question) * law.iteration_time(*question)
     return tuple(

@@ -157,14 +157,6 @@ def step(
     )
 
 
-def parameters_in_force(state: State, setup: Setup) -> tuple[ParametersEstimated, ...]:
-    """The parameters of every pair that has some."""
-    found = ((pair, kept, setup.estimator.estimate(kept.estimator)) for pair, kept in state.pairs.items())
-    return tuple(
-        _message(pair, kept, estimate, setup) for pair, kept, estimate in found if estimate is not None
-    )
-
-
 def key_of(pair: Pair) -> str:
     """The snapshot key of a pair: its model and accelerator as a JSON list."""
     return json.dumps(pair)

@@ -29,20 +29,27 @@ def synthetic_cycle(
     chance: random.Random, cycle: int, noise: float = 0.02, replicas: int = 3
 ) -> list[Observation]:
     """Replicas at moderate load whose latencies are the corrected queueing model's, times log-normal noise."""
-    seen = []
-    for replica in range(replicas):
-        rate, prompt, output = chance.uniform(0.1, 1.0), chance.uniform(200, 3000), chance.uniform(100, 800)
-        server = ServerModel(
-            LAW,
-            np.array([TRUTH[name] for name in LAW.parameter_names]),
-            Workload(prompt, output),
-            Limits(64, 128),
+    drawn = [
+        (
+            chance.uniform(0.1, 1.0),
+            chance.uniform(200, 3000),
+            chance.uniform(100, 800),
+            math.exp(chance.gauss(0, noise)),
+            math.exp(chance.gauss(0, noise)),
         )
-        metrics = CorrectedModel().analyze(server, rate, ())
-        itl = float(metrics.itl_s.mean) * math.exp(chance.gauss(0, noise))
-        ttft = float(metrics.ttft_s.mean) * math.exp(chance.gauss(0, noise))
-        seen.append(observed(f"r{replica}", cycle, rate, prompt, output, itl, ttft))
-    return seen
+        for _ in range(replicas)
+    ]
+    rates, prompts, outputs, _, _ = np.array(drawn).T
+    values = np.array([TRUTH[name] for name in LAW.parameter_names])
+    server = ServerModel(LAW, values, Workload(prompts, outputs), Limits(64, 128))
+    metrics = CorrectedModel().analyze(server, rates, ())
+    means = zip(metrics.itl_s.mean.tolist(), metrics.ttft_s.mean.tolist(), strict=True)
+    return [
+        observed(f"r{replica}", cycle, *asked, itl * itl_noise, ttft * ttft_noise)
+        for replica, ((*asked, itl_noise, ttft_noise), (itl, ttft)) in enumerate(
+            zip(drawn, means, strict=True)
+        )
+    ]
 
 
 def observed(
@@ -90,12 +97,35 @@ def cycles_of(seed: int, count: int) -> list[list[Observation]]:
     return [synthetic_cycle(chance, cycle) for cycle in range(count)]
 
 
-class EstimatorContract:
-    """An estimator starts at its prior, learns, forgets nothing in a snapshot, and survives any figures."""
+class SnapshotContract:
+    """An estimator forgets nothing in a snapshot and refuses what is none of its own."""
 
     @pytest.fixture
     def estimator(self) -> Estimator[Any]:
         raise NotImplementedError
+
+    def test_a_snapshot_continues_bit_by_bit(self, estimator: Estimator[Any]) -> None:
+        cycles = cycles_of(3, 12)
+        half, _ = learned(estimator, estimator.start(TRUTH, LAW), cycles[:6])
+        restored = estimator.load(estimator.dump(half), LAW)
+        through, expected = learned(estimator, half, cycles[6:], first=6)
+        resumed, found = learned(estimator, restored, cycles[6:], first=6)
+        assert found == expected
+        assert estimator.dump(resumed) == estimator.dump(through)
+
+    @pytest.mark.parametrize("raw", [b"", b"{}", b"[1]", b'{"version": 999, "law": {}}', b"\xff"])
+    def test_an_unreadable_snapshot_is_a_value_error(self, estimator: Estimator[Any], raw: bytes) -> None:
+        with pytest.raises(ValueError):
+            estimator.load(raw, LAW)
+
+    def test_a_snapshot_of_another_law_is_a_value_error(self, estimator: Estimator[Any]) -> None:
+        raw = estimator.dump(estimator.start(TRUTH, LAW))
+        with pytest.raises(ValueError, match="law"):
+            estimator.load(raw, ThreeParameterLaw(version="2"))
+
+
+class EstimatorContract(SnapshotContract):
+    """An estimator starts at its prior, learns, forgets nothing in a snapshot, and survives any figures."""
 
     def test_the_prior_is_in_force_before_anything_is_observed(self, estimator: Estimator[Any]) -> None:
         estimate = estimator.estimate(estimator.start(TRUTH, LAW))
@@ -131,25 +161,6 @@ class EstimatorContract:
         covariance = np.array(estimate.covariance)
         assert np.array_equal(covariance, covariance.T)
         assert np.linalg.eigvalsh(covariance).min() > 0
-
-    def test_a_snapshot_continues_bit_by_bit(self, estimator: Estimator[Any]) -> None:
-        cycles = cycles_of(3, 12)
-        half, _ = learned(estimator, estimator.start(TRUTH, LAW), cycles[:6])
-        restored = estimator.load(estimator.dump(half), LAW)
-        through, expected = learned(estimator, half, cycles[6:], first=6)
-        resumed, found = learned(estimator, restored, cycles[6:], first=6)
-        assert found == expected
-        assert estimator.dump(resumed) == estimator.dump(through)
-
-    @pytest.mark.parametrize("raw", [b"", b"{}", b"[1]", b'{"version": 999, "law": {}}', b"\xff"])
-    def test_an_unreadable_snapshot_is_a_value_error(self, estimator: Estimator[Any], raw: bytes) -> None:
-        with pytest.raises(ValueError):
-            estimator.load(raw, LAW)
-
-    def test_a_snapshot_of_another_law_is_a_value_error(self, estimator: Estimator[Any]) -> None:
-        raw = estimator.dump(estimator.start(TRUTH, LAW))
-        with pytest.raises(ValueError, match="law"):
-            estimator.load(raw, ThreeParameterLaw(version="2"))
 
     def test_one_bad_window_does_no_harm(self, estimator: Estimator[Any]) -> None:
         cycles = cycles_of(4, 16)

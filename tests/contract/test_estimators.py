@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
-from estimator_suite import EstimatorContract
+from estimator_suite import EstimatorContract, SnapshotContract
 
 from services.tuner.estimator import Estimator
 from services.tuner.estimators.ekf import Ekf, EkfSettings
@@ -21,6 +21,14 @@ class TestEkf(EstimatorContract):
     @pytest.fixture
     def estimator(self) -> Estimator[Any]:
         return Ekf(EkfSettings())
+
+
+class TestPublishedFilter(SnapshotContract):
+    """What the published filter learns is in its own hands; that it resumes exactly is in ours."""
+
+    @pytest.fixture
+    def estimator(self) -> Estimator[Any]:
+        return Ekf(EkfSettings(compat=True))
 
 
 def test_every_built_in_estimator_is_tested_here() -> None:

@@ -10,10 +10,12 @@ from aiohttp.test_utils import TestServer, unused_port
 from source_suite import SourceContract
 
 from schemas.alert import AlertKind
-from services.collector.source import ReplicaState, Source
+from schemas.parameters import CalibrationPoint, CalibrationProposed
+from services.collector.source import Calibrator, ReplicaState, Source
 from services.collector.sources.endpoints import EndpointsSettings, EndpointsSource
 from services.collector.sources.replay import ReplaySettings, ReplaySource
 from services.collector.sources.simulated import SimulatedSettings, SimulatedSource
+from services.runtime.errors import Retry
 from services.simulator.exposition import render
 from services.simulator.fleet import Fleet
 from services.simulator.plant import Plant
@@ -24,10 +26,12 @@ NOBODY = f"http://127.0.0.1:{unused_port()}"
 
 
 class Stopped:
-    """A clock that stands."""
+    """A clock that stands where it is put."""
+
+    time_s = NOW_S
 
     def now_s(self) -> float:
-        return NOW_S
+        return self.time_s
 
 
 def to_clock_s(wall_s: float) -> float:
@@ -164,6 +168,34 @@ async def test_one_dead_page_of_several_is_a_problem_and_the_others_are_read(sim
     assert problem.kind is AlertKind.SOURCE_FAILED
     assert all(url in problem.message for url in urls)
     assert "line 1" in problem.message and "status 404" in problem.message
+
+
+async def test_a_sweep_is_carried_out_when_the_source_is_asked_to_and_is_refused_with_a_reason() -> None:
+    clock = Stopped()
+    point = CalibrationPoint(rate_rps=1.0, input_tokens=200, output_tokens=50)
+    proposed = CalibrationProposed(
+        model='a "quoted" model', accelerator="2xH100", points=(point,), reason="why", proposed_at_s=NOW_S
+    )
+    async with TestServer(create_app(Fleet(plant(), origin_s=NOW_S), clock)) as server:
+        url = str(server.make_url(""))
+        quiet = SimulatedSource(SimulatedSettings(url=url), to_clock_s=to_clock_s)
+        asked = SimulatedSource(SimulatedSettings(url=url, calibrate=True), to_clock_s=to_clock_s)
+        assert isinstance(asked, Calibrator) and asked.calibrates and not quiet.calibrates
+        for _ in range(2):
+            assert await asked.calibrate(proposed) is None
+        refusal = await asked.calibrate(proposed.model_copy(update={"model": "other"}))
+        clock.time_s += 600.0
+        swept, unasked = await asked.poll(clock.time_s), await quiet.poll(clock.time_s)
+        await asked.close()
+        await quiet.close()
+    assert refusal is not None and "other" in refusal
+    (window,) = swept.calibrations
+    assert window.calibration and window.replicas[0].accelerator == "2xH100"
+    assert unasked.calibrations == ()
+    nobody = SimulatedSource(SimulatedSettings(url=NOBODY, calibrate=True), to_clock_s=to_clock_s)
+    with pytest.raises(Retry, match=NOBODY):
+        await nobody.calibrate(proposed)
+    await nobody.close()
 
 
 async def test_an_inventory_of_another_form_names_the_field() -> None:

@@ -1,12 +1,14 @@
-"""Inventory and capacity of the simulated fleet; its metrics are read by a metrics source."""
+"""Inventory, capacity and calibrations of the simulated fleet; a metrics source reads its metrics."""
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, TypeVar
 
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.alert import AlertKind
+from schemas.parameters import CalibrationProposed
+from schemas.telemetry import TelemetryObserved
 from services.collector.source import (
     CapacityReading,
     Problem,
@@ -17,6 +19,7 @@ from services.collector.source import (
     ServerInventory,
     VariantReading,
 )
+from services.runtime.errors import Retry
 
 
 class SimulatedSettings(BaseModel):
@@ -28,10 +31,15 @@ class SimulatedSettings(BaseModel):
     """Address of the simulated fleet, without a path."""
     timeout_s: Annotated[float, Field(gt=0, le=300)] = 5.0
     """Wall seconds to wait for an answer; well under the cycle."""
+    calibrate: bool = False
+    """Whether proposed sweeps are carried out and what they measure is published; only when asked to."""
 
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+A = TypeVar("A", bound=_Answer)
 
 
 class _Replica(_Answer):
@@ -72,6 +80,10 @@ class _Inventory(_Answer):
     accelerators: tuple[_Accelerator, ...] = ()
 
 
+class _Calibrations(_Answer):
+    windows: tuple[TelemetryObserved, ...]
+
+
 class SimulatedSource:
     """Reads the simulated fleet's inventory, whose times are control time already."""
 
@@ -80,27 +92,17 @@ class SimulatedSource:
     provides: ClassVar[frozenset[Provides]] = frozenset({Provides.INVENTORY, Provides.CAPACITY})
 
     def __init__(self, settings: SimulatedSettings, *, to_clock_s: Callable[[float], float]) -> None:
+        self.calibrates = settings.calibrate
         self._settings = settings
-        self._session: aiohttp.ClientSession | None = None
+        self._held: aiohttp.ClientSession | None = None
 
     async def poll(self, now_s: float) -> Readings:
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
-            self._session = aiohttp.ClientSession(timeout=timeout)
-        url = f"{self._settings.url.rstrip('/')}/inventory"
         try:
-            async with self._session.get(url) as response:
-                if response.status != 200:
-                    return self._failed(f"{url}: HTTP status {response.status}, expected 200")
-                answer = _Inventory.model_validate_json(await response.read())
-        except TimeoutError:
-            return self._failed(f"{url}: no answer within {self._settings.timeout_s:g} s")
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            return self._failed(f"{url}: {where}: {first['msg']}")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return self._failed(f"{url}: {str(error) or type(error).__name__}")
+            answer = await self._read("inventory", _Inventory)
+            measured = (await self._read("calibrations", _Calibrations)).windows if self.calibrates else ()
+        except Retry as error:
+            problem = Problem(AlertKind.SOURCE_FAILED, self.name, str(error))
+            return Readings(self.name, self.provides, problems=(problem,))
         return Readings(
             self.name,
             self.provides,
@@ -108,16 +110,51 @@ class SimulatedSource:
             capacity=tuple(
                 CapacityReading(a.type, answer.now_s, a.total, a.free) for a in answer.accelerators
             ),
+            calibrations=measured,
         )
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+    async def calibrate(self, proposed: CalibrationProposed) -> str | None:
+        url, asked = self._url("calibrations"), proposed.model_dump(mode="json")
+        try:
+            async with self._session().post(url, json=asked) as response:
+                if response.status >= 500:
+                    raise Retry(f"{url}: HTTP status {response.status}, expected 200")
+                return None if response.status == 200 else (await response.text(errors="replace"))[:1000]
+        except TimeoutError:
+            raise Retry(f"{url}: no answer within {self._settings.timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Retry(f"{url}: {str(error) or type(error).__name__}") from error
 
-    def _failed(self, message: str) -> Readings:
-        problem = Problem(AlertKind.SOURCE_FAILED, self.name, message)
-        return Readings(self.name, self.provides, problems=(problem,))
+    async def close(self) -> None:
+        if self._held is not None:
+            await self._held.close()
+            self._held = None
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._held is None:
+            timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)
+            self._held = aiohttp.ClientSession(timeout=timeout)
+        return self._held
+
+    def _url(self, page: str) -> str:
+        return f"{self._settings.url.rstrip('/')}/{page}"
+
+    async def _read(self, page: str, form: type[A]) -> A:
+        """A page of the fleet's; raises Retry, in words that help."""
+        url = self._url(page)
+        try:
+            async with self._session().get(url) as response:
+                if response.status != 200:
+                    raise Retry(f"{url}: HTTP status {response.status}, expected 200")
+                return form.model_validate_json(await response.read())
+        except TimeoutError:
+            raise Retry(f"{url}: no answer within {self._settings.timeout_s:g} s") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise Retry(f"{url}: {where}: {first['msg']}") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Retry(f"{url}: {str(error) or type(error).__name__}") from error
 
 
 def _server(server: _Server, observed_at_s: float) -> ServerInventory:

@@ -81,7 +81,8 @@ class ThreeParameterLaw:
         token_budget: Values = DEFAULT_TOKEN_BUDGET,
     ) -> Array:
         chunks = chunk_counts(batch, workload, token_budget)
-        return parameters[..., 0] + batch * self._slope(parameters, chunks, workload)
+        prefill, decode = request_work(parameters, chunks, workload)
+        return parameters[..., 0] + batch * ((prefill + decode) / (chunks + workload.output_tokens))
 
     def iterations_per_request(
         self,
@@ -110,8 +111,8 @@ class ThreeParameterLaw:
         token_budget: Values = DEFAULT_TOKEN_BUDGET,
     ) -> Array:
         chunks = chunk_counts(batch, workload, token_budget)
-        prefill, _ = request_work(parameters, chunks, workload)
-        slope = self._slope(parameters, chunks, workload)
+        prefill, decode = request_work(parameters, chunks, workload)
+        slope = (prefill + decode) / (chunks + workload.output_tokens)
         return chunks * background_time(parameters, batch, slope) + prefill
 
     def inter_token_time(
@@ -122,8 +123,8 @@ class ThreeParameterLaw:
         token_budget: Values = DEFAULT_TOKEN_BUDGET,
     ) -> Array:
         chunks = chunk_counts(batch, workload, token_budget)
-        _, decode = request_work(parameters, chunks, workload)
-        slope = self._slope(parameters, chunks, workload)
+        prefill, decode = request_work(parameters, chunks, workload)
+        slope = (prefill + decode) / (chunks + workload.output_tokens)
         return background_time(parameters, batch, slope) + decode / workload.output_tokens
 
     def overhead_time(self, parameters: Array, workload: Workload) -> Array:
@@ -137,7 +138,3 @@ class ThreeParameterLaw:
         """As the reference counts: prompt and output tokens cost alike, and K tokens decode K times."""
         alpha, beta, gamma = (parameters[..., k] for k in range(3))
         return TokenCosts(alpha, beta, gamma, np.zeros_like(alpha), beta, gamma, prefill_tokens=0)
-
-    def _slope(self, parameters: Array, chunks: Array, workload: Workload) -> Array:
-        prefill, decode = request_work(parameters, chunks, workload)
-        return (prefill + decode) / (chunks + workload.output_tokens)

@@ -394,3 +394,9 @@ def test_what_was_never_written_is_no_failure_of_ours() -> None:
     seen = hold(ask(A=4), NOW_S + CYCLE_S, A=3)
     late = seen.variants[0].model_copy(update={"pending_since_s": NOW_S - 500})
     assert loop.run(ask(A=4), seen.model_copy(update={"variants": (late,)})).failures == ()
+
+
+def test_what_a_sweep_measured_is_nobodys_load() -> None:
+    state, measured = State(fleet=fleet()), measure(NOW_S)
+    assert observe(state, measured.model_copy(update={"calibration": True})) == state
+    assert observe(state, measured) != state

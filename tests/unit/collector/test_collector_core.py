@@ -1,11 +1,14 @@
 """The collector's step."""
 
+from dataclasses import replace
+
 import pytest
 
 from schemas.alert import AlertKind
 from schemas.base import Quality
 from schemas.fleet import Accelerator, FleetDeclared, Model, ModelProfile, Server, ServiceClass
-from services.collector.core import State, dump, load, step
+from schemas.telemetry import TelemetryObserved
+from services.collector.core import CALIBRATED, State, dump, load, step
 from services.collector.settings import CollectorSettings
 from services.collector.source import (
     CapacityReading,
@@ -190,6 +193,26 @@ def test_a_server_that_is_no_longer_declared_is_dropped() -> None:
     state, _ = step(State(), [metrics(T0, "chat", "old")], fleet_of("chat", "old"), T0, SETTINGS)
     after, out = step(state, [metrics(T0 + 30, "chat")], fleet_of("chat"), T0 + 30, SETTINGS)
     assert out.dropped == ("server/old",) and set(after.servers) == {"chat"}
+
+
+def test_what_a_sweep_measured_is_told_once_also_after_a_restart() -> None:
+    swept = TelemetryObserved(
+        server="calibration of m on A",
+        model="m",
+        window_start_s=T0,
+        window_end_s=T0 + 20,
+        quality=Quality.OK,
+        calibration=True,
+    )
+    readings = [metrics(T0 + 30, "chat"), Readings("simulated", PLATFORM, calibrations=(swept,))]
+    state, _ = step(State(), [metrics(T0, "chat")], fleet_of("chat"), T0, SETTINGS)
+    state, out = step(state, readings, fleet_of("chat"), T0 + 30, SETTINGS)
+    assert [window for window in out.telemetry if window.calibration] == [swept]
+    assert CALIBRATED in out.changed
+    for resumed in (state, load(replace(state, calibrated_s=0.0), CALIBRATED, dump(state, CALIBRATED))):
+        _, out = step(resumed, readings, fleet_of("chat"), T0 + 60, SETTINGS)
+        assert [window.server for window in out.telemetry] == ["chat"]
+        assert CALIBRATED not in out.changed
 
 
 def test_after_a_restart_the_window_goes_on_from_the_last_counters() -> None:

@@ -451,6 +451,13 @@ def test_a_state_is_not_changed_by_what_it_observes() -> None:
     assert state == State()
 
 
+def test_what_a_sweep_measured_is_nobodys_load() -> None:
+    measured = telemetry(rate_rps=9.0, age_s=0.0)
+    state = known(telemetry(rate_rps=1.0, age_s=5.0))
+    assert observe(state, measured.model_copy(update={"calibration": True})) == state
+    assert observe(state, measured) != state
+
+
 def test_older_messages_do_not_replace_newer_ones() -> None:
     state = known(
         telemetry(rate_rps=1.0, age_s=5.0), forecast(p90=40.0, age_s=5.0), capacity(age_s=5, S=(4, 4))

@@ -80,3 +80,10 @@ def test_a_new_fleet_is_planned_after_a_short_quiet() -> None:
     trigger = Trigger().note(fleet, "", 10.0)
     assert due(trigger, 10.0) == pytest.approx(0.05)
     assert due(trigger.planned(), 11.0) is None
+
+
+def test_what_a_sweep_measured_completes_no_cycle_and_begins_none() -> None:
+    swept = window("b").model_copy(update={"calibration": True})
+    trigger = Trigger().note(window("a"), "1", 10.0).note(forecast("a"), "1", 10.0)
+    assert trigger.note(swept, "1", 10.0) == trigger
+    assert due(Trigger().note(swept, "2", 10.0), 10.0) is None

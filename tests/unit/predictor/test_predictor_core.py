@@ -140,6 +140,7 @@ def test_an_outage_leaves_no_forecast_and_is_not_a_fall_to_zero() -> None:
         (window(5, 1.0, quality=Quality.MISSING), "missing window"),
         (window(-5, 1.0), "duplicate window"),
         (window(0, 1.0), "duplicate window"),
+        (window(5, 9.0, calibration=True), "calibration"),
     ],
 )
 def test_a_window_that_cannot_be_used_is_counted_and_issues_nothing(

@@ -300,10 +300,12 @@ async def test_a_proposed_calibration_is_carried_out_and_its_measurements_can_be
     }
     started = await (await client.post("/calibrations", json=proposal)).json()
     assert started["ends_at_s"] > ORIGIN_S + 300.0
+    assert await (await client.post("/calibrations", json=proposal)).json() == started
     assert (await (await client.get("/calibrations")).json())["windows"] == []
     clock.time_s = started["ends_at_s"] + 1.0
     (window,) = (await (await client.get("/calibrations")).json())["windows"]
     assert TelemetryObserved.model_validate(window).replicas[0].itl is not None
+    assert window["calibration"]
     refused = await client.post("/calibrations", json={**proposal, "model": "other"})
     assert refused.status == 404
     assert (await client.post("/calibrations", json={**proposal, "points": []})).status == 422

@@ -53,16 +53,22 @@ def test_the_points_chosen_teach_about_as_much_as_the_best_of_all_sets() -> None
     assert log_determinant(chosen) > best - 0.5
 
 
+def short_of_the_knee(input_tokens: float, output_tokens: float, share: float) -> CalibrationPoint:
+    """A point that fills a share of the batch of an engine slower by a standard deviation of its parameters."""
+    values = np.exp(0.5) * np.array([TRUTH[name] for name in LAW.parameter_names])
+    batch, load = share * PROFILE.max_batch, Workload(input_tokens, output_tokens)
+    stay_s = LAW.iterations_per_request(values, batch + 1, load) * LAW.iteration_time(values, batch + 1, load)
+    return CalibrationPoint(
+        rate_rps=batch / float(stay_s), input_tokens=input_tokens, output_tokens=output_tokens
+    )
+
+
 def test_the_points_chosen_beat_points_drawn_at_random() -> None:
     chance = random.Random(51)
     chosen = log_determinant(design(TRUTH, KNOWN_LITTLE, LAW, PROFILE, 4))
     for _ in range(50):
         drawn = tuple(
-            CalibrationPoint(
-                rate_rps=chance.uniform(0.1, 2.0),
-                input_tokens=chance.uniform(64, 2048),
-                output_tokens=chance.uniform(16, 512),
-            )
+            short_of_the_knee(chance.uniform(64, 2048), chance.uniform(16, 512), chance.uniform(0.02, 0.45))
             for _ in range(4)
         )
         assert log_determinant(drawn) < chosen
@@ -115,7 +121,9 @@ def test_a_pair_that_operation_does_not_identify_gets_one_proposal_and_its_sweep
     loop.state, outputs = step(loop.state, [measured], None, simulated.now_s, loop.setup)
     (learned,) = outputs.parameters
     assert learned.health is Health.IDENTIFIED
-    # Four points of some hundred requests; the prior was off by 20 to 40 %.
+    # Four points short of the knee, and so without a queue.
+    assert all((replica.waiting or 0.0) < 6.4 for replica in measured.replicas)
+    # Of some hundred requests each; the prior was off by 20 to 40 %.
     assert learned.values == pytest.approx(TRUTH, rel=0.13)
 
 
