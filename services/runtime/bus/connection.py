@@ -269,7 +269,10 @@ class Bus:
     ) -> list[Raw]:
         # One consumer for each filter: only then is the filter part of the request's subject, by which the server
         # knows whether this user may read it.
-        reads = [asyncio.create_task(self._read_one(stream, subject, policy, start)) for subject in filters]
+        reads = [
+            asyncio.create_task(self._read_one(stream, subject, policy, start, start_sequence))
+            for subject in filters
+        ]
         try:
             found = [raw for read in reads for raw in await read]
         finally:
@@ -279,7 +282,12 @@ class Bus:
         return sorted(found, key=lambda raw: raw.sequence)
 
     async def _read_one(
-        self, stream: str, subject: str, policy: DeliverPolicy, start: datetime | None
+        self,
+        stream: str,
+        subject: str,
+        policy: DeliverPolicy,
+        start: datetime | None,
+        start_sequence: int | None,
     ) -> list[Raw]:
         name = f"{self.service}-read-{self._client._nuid.next().decode()}"
         config = ConsumerConfig(
