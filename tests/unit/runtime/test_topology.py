@@ -85,8 +85,8 @@ def test_what_a_service_needs_only_the_newest_of_is_what_it_reads_when_it_starts
 
 
 def test_a_service_without_topics_has_no_consumer():
-    assert consumers_of("collector") == ()
-    assert newest_filters("collector") == {}
+    assert consumers_of("simulator") == ()
+    assert newest_filters("simulator") == {}
 
 
 def test_buckets_and_inboxes_are_private_and_the_wait_for_an_acknowledgement_is_finite():
