@@ -25,7 +25,7 @@ from services.runtime.service import Service
 from services.runtime.settings import BusSettings, RuntimeSettings
 from services.runtime.topology import topology
 
-DEADLINE_S = 8.0
+DEADLINE_S = 30.0
 SAMPLES = Path(__file__).parents[2] / "deploy" / "kubernetes" / "samples"
 
 
