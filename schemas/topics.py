@@ -121,7 +121,7 @@ def _to(every: str = "", newest: str = "") -> Mapping[str, Delivery]:
     )
 
 
-ANYONE = ("collector", "tuner", "predictor", "optimizer", "actuator")
+ANYONE = ("collector", "tuner", "predictor", "optimizer", "actuator", "operator")
 
 TOPICS: tuple[Topic, ...] = (
     Topic(
@@ -130,8 +130,8 @@ TOPICS: tuple[Topic, ...] = (
         FleetDeclared,
         "declared_at_s",
         Stream.STATE,
-        ("collector",),
-        _to(newest="tuner predictor optimizer actuator"),
+        ("collector", "operator"),
+        _to(newest="collector tuner predictor optimizer actuator operator"),
         "the fleet: accelerators, models, service classes, servers, declared capacity, optimizer options",
     ),
     Topic(
@@ -211,7 +211,7 @@ TOPICS: tuple[Topic, ...] = (
         "issued_at_s",
         Stream.STATE,
         ("optimizer",),
-        _to(newest="optimizer actuator"),
+        _to(newest="optimizer actuator operator"),
         "one server's declarative target in one generation, with prediction and explanation",
     ),
     Topic(
@@ -221,7 +221,7 @@ TOPICS: tuple[Topic, ...] = (
         "issued_at_s",
         Stream.STATE,
         ("optimizer",),
-        _to(newest="optimizer actuator"),
+        _to(newest="optimizer actuator operator"),
         "the manifest that completes a generation",
     ),
     Topic(
@@ -231,7 +231,7 @@ TOPICS: tuple[Topic, ...] = (
         "decided_at_s",
         Stream.DECISIONS,
         ("actuator",),
-        _to(),
+        _to(newest="operator"),
         "raw target, gated target, verdict, rule and evidence",
     ),
     Topic(
@@ -241,7 +241,7 @@ TOPICS: tuple[Topic, ...] = (
         "applied_at_s",
         Stream.DECISIONS,
         ("actuator",),
-        _to(),
+        _to(newest="operator"),
         "what was asked and what the target reports",
     ),
     Topic(
@@ -251,7 +251,7 @@ TOPICS: tuple[Topic, ...] = (
         "failed_at_s",
         Stream.DECISIONS,
         ("actuator",),
-        _to(),
+        _to(newest="operator"),
         "what was asked and why it was not done",
     ),
     Topic(

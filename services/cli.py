@@ -22,7 +22,7 @@ from services.tune_commands import tune
 if TYPE_CHECKING:
     from services.runtime.settings import RuntimeSettings
 
-SERVICES = ("collector", "tuner", "predictor", "optimizer", "actuator", "simulator")
+SERVICES = ("collector", "tuner", "predictor", "optimizer", "actuator", "operator", "simulator")
 
 app = typer.Typer(
     name="stoker",

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
-from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.client.exceptions import ApiException
 from pydantic import BaseModel, ConfigDict, Field
 
 MERGE_PATCH = "application/merge-patch+json"
@@ -138,6 +135,8 @@ class Cluster:
         content: str,
         limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
+        from kubernetes.aio.client.exceptions import ApiException
+
         self.calls[method] = self.calls.get(method, 0) + 1
         verb = "GET" if method == "WATCH" else method
         prepared = await client.param_serialize(
@@ -158,6 +157,10 @@ class Cluster:
         return response
 
     async def _connected(self) -> Any:
+        # Heavy, and settings that name a cluster are read where no client is installed.
+        from kubernetes.aio import config
+        from kubernetes.aio.client import ApiClient, Configuration
+
         async with self._connecting:
             if self._client is None:
                 configuration = Configuration()

@@ -21,7 +21,7 @@ class Mirror(Generic[T]):
 
     Parameters: path, of the list over all namespaces; read, makes of an object's JSON what is kept of it, or nothing.
     `error` says why the copy may be old, and is nothing while it is current. A resource that the server does not
-    know is empty and no problem when it is `optional`.
+    know is empty and no problem when it is `optional`. `on_change` is called after each answer and event.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Mirror(Generic[T]):
         read: Callable[[dict[str, Any]], T | None],
         query: Mapping[str, str] | None = None,
         optional: bool = False,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.objects: dict[Key, T] = {}
         self.error: ClusterError | None = Unreachable(f"{path}: not read yet")
@@ -39,6 +40,7 @@ class Mirror(Generic[T]):
         self._cluster, self._path, self._read = cluster, path, read
         self._query = dict(query or {})
         self._optional = optional
+        self._on_change = on_change
         self._version = ""
 
     async def run(self) -> None:
@@ -113,6 +115,7 @@ class Mirror(Generic[T]):
     def _current(self) -> None:
         self.error = None
         self.settled.set()
+        self._on_change()
 
     def _take(self, objects: dict[Key, T], item: dict[str, Any]) -> None:
         kept = self._read(item)

@@ -47,7 +47,9 @@ class CollectorService(Service):
         self._refused = ""
 
     async def open(self) -> None:
-        path = self._fleet_path()
+        path = self._settings.fleet
+        if path is None:
+            return
         try:
             self._fingerprint = fingerprint([path])
             self._fleet = read_fleet([path], self.host.clock.now_s())
@@ -77,19 +79,30 @@ class CollectorService(Service):
         return {"cycle": self._collect_each_cycle}
 
     def trouble(self) -> Sequence[str]:
+        if self._fleet is None:
+            return ("no fleet is declared yet: neither by collector.fleet nor by another authority",)
         return (f"the fleet was changed and is refused: {self._refused}",) if self._refused else ()
 
     async def close(self) -> None:
         await asyncio.gather(*(source.close() for source in self._sources))
 
-    def _fleet_path(self) -> Path:
+    def hydrate(self, events: Sequence[Event]) -> None:
+        self._take(events)
+
+    def handle(self, events: Sequence[Event]) -> Outcome:
+        return Outcome(accept=lambda: self._take(events))
+
+    def _take(self, events: Sequence[Event]) -> None:
+        """The fleet as another authority declares it; where there are files, these hold."""
         if self._settings.fleet is None:
-            raise Fatal("collector.fleet: expected the file or folder that declares the fleet")
-        return self._settings.fleet
+            for event in events:
+                if isinstance(event.payload, FleetDeclared):
+                    self._fleet = event.payload
 
     async def _collect_each_cycle(self) -> None:
         clock, cycle_s = self.host.clock, self._settings.cycle_s
-        await self._declare()
+        if self._settings.fleet is not None:
+            await self._declare()
         while True:
             at_s = (math.floor(clock.now_s() / cycle_s) + 1) * cycle_s
             await clock.sleep_until(at_s)
@@ -97,7 +110,10 @@ class CollectorService(Service):
                 continue
             began = time.perf_counter()
             try:
-                await self._reload_fleet()
+                if self._settings.fleet is not None:
+                    await self._reload_fleet(self._settings.fleet)
+                if self._fleet is None:
+                    continue
                 await self._collect(f"cycle-{at_s:.0f}")
                 await self._hand_over()
             except Retry as error:
@@ -159,9 +175,9 @@ class CollectorService(Service):
             except Retry as error:
                 self.host.log.warning("fleet not published yet", error=str(error))
 
-    async def _reload_fleet(self) -> None:
+    async def _reload_fleet(self, path: Path) -> None:
         """Take up a changed declaration; a bad one is refused loudly and the old one stays in force."""
-        path, now_s = self._fleet_path(), self.host.clock.now_s()
+        now_s = self.host.clock.now_s()
         try:
             seen = fingerprint([path])
             if seen == self._fingerprint:

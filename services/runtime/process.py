@@ -23,7 +23,7 @@ from services.runtime.settings import (
     unknown_environment,
 )
 
-OTHERS = {"collector", "tuner", "predictor", "optimizer", "actuator", "simulator"}
+OTHERS = {"collector", "tuner", "predictor", "optimizer", "actuator", "operator", "simulator"}
 """Heads of settings that belong to other services of the same deployment, which share one environment."""
 
 

@@ -35,7 +35,7 @@ def test_a_service_imports_in_under_a_second_and_without_the_heavy_libraries() -
         "kubernetes",
         "prometheus_api_client",
     )
-    for service in ("collector", "tuner", "predictor", "optimizer", "actuator"):
+    for service in ("collector", "tuner", "predictor", "optimizer", "actuator", "operator"):
         program = (
             "import sys, time; began = time.process_time()\n"
             f"for number in range({LOOP}): number + 1\n"

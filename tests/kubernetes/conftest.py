@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from api_server import ApiServer, api_server
+from api_server import ApiServer, api_server, wait_for
+from custom_resources import Objects
 from kubelet import Kubelet, node
 
 ROLES = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base" / "rbac"
 NODES = (("node-h100-a", "H100", 8), ("node-h100-b", "H100", 4), ("node-l4", "L4", 8))
 _NUMBERS = count(1)
+API = "/apis/inferno.platform.ai/v1alpha1"
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +62,30 @@ def roles(cluster: ApiServer) -> Path:
         for manifest in yaml.safe_load_all(path.read_text()):
             cluster.admin.create(manifest)
     return ROLES
+
+
+@pytest.fixture(scope="session")
+def custom_resources(cluster: ApiServer) -> None:
+    """The six kinds of custom resources, as the deployment defines them."""
+    for path in sorted((ROLES.parent / "crds").glob("*.yaml")):
+        made = yaml.safe_load(path.read_text())
+        cluster.admin.create(made)
+    for path in sorted((ROLES.parent / "crds").glob("*.yaml")):
+        wait_for(cluster, f"{API}/{path.stem}", lambda found: "items" in found)
+
+
+@pytest.fixture
+def objects(cluster: ApiServer, namespace: str, custom_resources: None) -> Iterator[Objects]:
+    """The custom resources of the test's namespace; they are taken away after it."""
+    made = Objects(cluster, namespace)
+    yield made
+    made.clear()
+
+
+@pytest.fixture
+def operator_config(cluster: ApiServer, roles: Path) -> Path:
+    """A kubeconfig of the operator's service account."""
+    return cluster.kubeconfig_file("operator", cluster.token("stoker", "stoker-operator"))
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_an_unknown_service_exits_with_2_and_lists_what_exists(capsys: pytest.Ca
     result = CliRunner().invoke(app, ["run", "stoker"])
     assert result.exit_code == 2
     assert (
-        "there is: collector, tuner, predictor, optimizer, actuator, simulator"
+        "there is: collector, tuner, predictor, optimizer, actuator, operator, simulator"
         in result.output + capsys.readouterr().err
     )
 

@@ -1,0 +1,28 @@
+"""Settings of the operator."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.cluster.client import ClusterSettings
+from services.runtime.settings import RuntimeSettings
+
+
+class OperatorSettings(BaseModel):
+    """Whose custom resources are the fleet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    cluster: ClusterSettings = ClusterSettings()
+    """The cluster that holds the custom resources."""
+    namespace: str | None = None
+    """Namespace whose resources are the fleet; by default those of all namespaces are one fleet."""
+    ask_again_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Control seconds after which a plan that did not come is asked for again; well above what a solve takes."""
+
+
+class Settings(RuntimeSettings):
+    """Settings of the operator's process."""
+
+    operator: OperatorSettings = OperatorSettings()
+    """Whose custom resources are the fleet."""
