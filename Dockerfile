@@ -6,7 +6,7 @@ COPY schemas schemas
 COPY services services
 RUN python -m venv /opt/stoker \
  && /opt/stoker/bin/pip install --no-cache-dir --constraint constraints.txt \
-    '.[collector,tuner,predictor,optimizer,actuator,fast]'
+    '.[collector,tuner,predictor,optimizer,actuator,operator,fast]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/stoker /opt/stoker

@@ -63,18 +63,6 @@ class CollectorService(Service):
             except ValueError as error:
                 self.host.log.warning("snapshot left out", key=key, error=str(error))
 
-    def hydrate(self, events: Sequence[Event]) -> None:
-        self._note(events)
-
-    def handle(self, events: Sequence[Event]) -> Outcome:
-        return Outcome(accept=lambda: self._note(events))
-
-    def _note(self, events: Sequence[Event]) -> None:
-        """Keep sweeps that are proposed, if there is somebody to hand them to."""
-        for event in events:
-            if isinstance(event.payload, CalibrationProposed) and self._calibrators:
-                self._proposed[event.payload.model, event.payload.accelerator] = event.payload
-
     def tasks(self) -> Mapping[str, Task]:
         return {"cycle": self._collect_each_cycle}
 
@@ -93,11 +81,13 @@ class CollectorService(Service):
         return Outcome(accept=lambda: self._take(events))
 
     def _take(self, events: Sequence[Event]) -> None:
-        """The fleet as another authority declares it; where there are files, these hold."""
-        if self._settings.fleet is None:
-            for event in events:
-                if isinstance(event.payload, FleetDeclared):
+        """The fleet as another authority declares it, unless there are files, and sweeps that somebody can do."""
+        for event in events:
+            match event.payload:
+                case FleetDeclared() if self._settings.fleet is None:
                     self._fleet = event.payload
+                case CalibrationProposed(model=model, accelerator=accelerator) if self._calibrators:
+                    self._proposed[model, accelerator] = event.payload
 
     async def _collect_each_cycle(self) -> None:
         clock, cycle_s = self.host.clock, self._settings.cycle_s

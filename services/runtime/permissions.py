@@ -133,7 +133,8 @@ def _written(user: str) -> str:
     if held.publish_denied:
         publish += f"    deny: {_listed(held.publish_denied)}\n"
     subscribe = f"    allow: {_listed(held.subscribe)}\n"
-    return f"\n{user.upper()}: {{\n  publish: {{\n{publish}  }}\n  subscribe: {{\n{subscribe}  }}\n}}\n"
+    # A name of our own, because `operator` is a word of the server's.
+    return f"\nMAY_{user.upper()}: {{\n  publish: {{\n{publish}  }}\n  subscribe: {{\n{subscribe}  }}\n}}\n"
 
 
 def _listed(subjects: tuple[str, ...]) -> str:
@@ -143,7 +144,7 @@ def _listed(subjects: tuple[str, ...]) -> str:
 
 def _users(credential: str) -> str:
     lines = "".join(
-        f"  {{{credential.format(user=user, name=user.upper())}, permissions: ${user.upper()}}}\n"
+        f"  {{{credential.format(user=user, name=user.upper())}, permissions: $MAY_{user.upper()}}}\n"
         for user in users()
     )
     return f"{_HEAD}\ninclude permissions.conf\nauthorization: {{ users: [\n{lines}] }}\n"

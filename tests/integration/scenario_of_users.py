@@ -39,7 +39,7 @@ class Users(Deployment):
                 assert time.monotonic() < deadline, "not every service is ready"
                 await asyncio.sleep(0.2)
             await kept(people, "DECISIONS", "stoker.v1.decision.made.*", within_s=40)
-            for verb in VERBS:
+            for verb in (verb for verb in VERBS if verb.service in SERVICES):
                 # A bad question is answered too.
                 assert (await people.request(verb.subject, b"{}", timeout_s=20))[:1] == b"{", verb.subject
             assert all(self.ready(service) for service in SERVICES)
