@@ -119,5 +119,7 @@ def test_without_a_bus_the_exit_code_is_one_and_the_log_says_why(start: Start):
 
 def test_a_bus_without_streams_is_told_with_what_would_help(start: Start, nats: EmbeddedServer):
     child = start(STOKER_BUS__URL=nats.url)
-    assert "bucket SNAPSHOTS does not exist; run `stoker bus apply`" in str(logged(child, "ended")["error"])
+    assert "consumer collector of STATE does not exist; run `stoker bus apply`" in str(
+        logged(child, "ended")["error"]
+    )
     assert child.wait(10) == 1
