@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from schemas.subjects import PARTITIONS, decode_token, encode_token
 from services.runtime.bus import Bucket, Conflict, Pull
 from services.runtime.envelope import Event, Raw
-from services.runtime.errors import Retry, TopologyDrift
+from services.runtime.errors import Fatal, Retry, TopologyDrift
 from services.runtime.intake import Intake
 from services.runtime.lease import Lease, LeaseLost
 from services.runtime.service import Service
@@ -208,12 +208,27 @@ class Parts:
             part.noted.clear()
             events, part.unseen = list(part.unseen.values()), {}
             try:
-                await part.worker.transact(lambda events=events: part.worker.service.handle(events))  # type: ignore[misc]
+                await self._tell(part, events)
             except Retry as error:
                 self._line.log.warning("retrying", messages=len(events), error=str(error))
                 part.unseen = {event.subject: event for event in events} | part.unseen
                 await asyncio.sleep(error.delay_s)
                 part.noted.set()
+
+    async def _tell(self, part: Part, events: Sequence[Event]) -> None:
+        """Handle messages; if that fails, one by one, so that one cannot hold up the rest or end the process."""
+        try:
+            await part.worker.transact(lambda: part.worker.service.handle(events))
+        except (Retry, Fatal):
+            raise
+        except Exception:
+            if len(events) > 1:
+                for event in events:
+                    await self._tell(part, [event])
+                return
+            self._line.log.exception("left out", subject=events[0].subject)
+            outcomes = self._line.metrics.messages
+            outcomes.labels(self._line.service, events[0].topic.name, "failed").inc()
 
     async def _watch(self, for_s: float) -> None:
         """Wait; a part that lost its lease is let go, one that failed ends the process."""

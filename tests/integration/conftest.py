@@ -41,3 +41,11 @@ async def bus(connect: Connect) -> Bus:
     connected = await connect("tuner")
     await connected.apply(topology())
     return connected
+
+
+@pytest_asyncio.fixture
+async def outside(connect: Connect) -> Bus:
+    """Everybody else: feeds a service and looks at what it published."""
+    connected = await connect("collector", storage="file")
+    await connected.apply(topology())
+    return connected

@@ -3,7 +3,8 @@
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 from schemas.base import Quality
@@ -11,10 +12,11 @@ from schemas.forecast import ForecastIssued, RateQuantile
 from schemas.request import ForecastAnswered, ForecastRequested
 from schemas.subjects import partition_of
 from schemas.telemetry import TelemetryObserved
+from services.runtime.bus import Bus
 from services.runtime.chassis import Chassis
 from services.runtime.clock import WallClock
 from services.runtime.embedded import EmbeddedServer
-from services.runtime.envelope import Emit, Event, Wire, encode
+from services.runtime.envelope import Emit, Event, Raw, Wire, encode
 from services.runtime.metrics import Metrics
 from services.runtime.service import Outcome, Service, Task, VerbHandler
 from services.runtime.settings import BusSettings, RuntimeSettings
@@ -155,3 +157,48 @@ async def until(condition: Callable[[], Any], within_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         await asyncio.sleep(0.01)
+
+
+def ready(chassis: Chassis) -> bool:
+    return chassis.active and chassis.reasons() == [] and counted(chassis, "stoker_active") == 1
+
+
+def counted(chassis: Chassis, name: str, **labels: str) -> float:
+    return chassis.metrics.registry.get_sample_value(name, {"service": chassis.service.name} | labels) or 0.0
+
+
+def messages(chassis: Chassis, outcome: str, topic: str = "telemetry.observed") -> float:
+    return counted(chassis, "stoker_messages_total", topic=topic, outcome=outcome)
+
+
+async def stored(bus: Bus, stream: str, subject: str, count: int, within_s: float = 10.0) -> list[Raw]:
+    deadline = time.monotonic() + within_s
+    while len(found := await bus.everything(stream, [subject])) < count:
+        assert time.monotonic() < deadline, f"{len(found)} of {count} on {subject}"
+    return found
+
+
+async def unacknowledged(bus: Bus, stream: str = "TELEMETRY") -> tuple[int, int]:
+    """Messages delivered to the service without an acknowledgement, and not delivered yet."""
+    info = await bus._jetstream.consumer_info(stream, f"predictor-{OWN}")
+    return info.num_ack_pending or 0, info.num_pending or 0
+
+
+async def all_acknowledged(bus: Bus, within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while await unacknowledged(bus) != (0, 0):
+        assert time.monotonic() < deadline, await unacknowledged(bus)
+
+
+@asynccontextmanager
+async def running(chassis: Chassis) -> AsyncIterator["asyncio.Task[None]"]:
+    task = asyncio.create_task(chassis.run())
+    await until(lambda: ready(chassis) or task.done())
+    if task.done():
+        task.result()
+    try:
+        yield task
+    finally:
+        chassis.stop()
+        if not task.done():
+            await asyncio.wait_for(task, 10)

@@ -3,32 +3,25 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-import pytest_asyncio
-from echo import Echo, chassis_of, sent, until, window
+from echo import Echo, chassis_of, messages, sent, until, window
 
-from schemas.base import Quality
+from schemas.base import Contract, Quality
 from schemas.subjects import PARTITIONS, partition_of
 from schemas.telemetry import InventoryObserved, TelemetryObserved
 from services.runtime.bus import Bucket, Bus
 from services.runtime.chassis import Chassis
 from services.runtime.embedded import EmbeddedServer
+from services.runtime.envelope import Event
 from services.runtime.errors import Retry
-from services.runtime.topology import ACK_WAIT_S, LEASES, SNAPSHOTS, topology
+from services.runtime.service import Outcome
+from services.runtime.topology import ACK_WAIT_S, LEASES, SNAPSHOTS
 
 LEASE_S = 1.5
 SERVERS = [(f"server-{i}", f"model-{i % 60}") for i in range(300)]
 FORECASTS = "stoker.v1.forecast.issued.*"
-
-
-@pytest_asyncio.fixture
-async def outside(connect: Callable[..., Awaitable[Bus]]) -> Bus:
-    """Everybody else."""
-    bus = await connect("collector", storage="file")
-    await bus.apply(topology())
-    return bus
 
 
 Connect = Callable[..., Awaitable[Bus]]
@@ -199,6 +192,34 @@ async def test_an_instance_that_joins_is_given_its_share_and_one_that_leaves_giv
         await all_counted(snapshots, 4, within_s=30)
     leases = await (await connect("predictor")).bucket(LEASES)
     assert await leases.all() == {}
+
+
+class Brittle(Echo):
+    """Fails on what is said of one server, in the part that it belongs to."""
+
+    def concerns(self, payload: Contract) -> bool:
+        return self.whole is not self
+
+    def handle(self, events: Sequence[Event]) -> Outcome:
+        if any(isinstance(e.payload, InventoryObserved) and e.payload.server == "bad" for e in events):
+            raise ZeroDivisionError("by zero")
+        return super().handle(events)
+
+
+async def test_what_a_part_fails_on_of_what_all_see_is_left_out_alone_and_ends_nothing(
+    nats: EmbeddedServer, outside: Bus
+):
+    # There before the service starts, as after every restart.
+    for server in ("bad", "good"):
+        payload = InventoryObserved(server=server, model="m", observed_at_s=1.0, quality=Quality.OK)
+        await outside.publish(sent(payload))
+    chassis = chassis_of(nats, echo := Brittle(), lease_s=LEASE_S)
+    task = asyncio.create_task(chassis.run())
+    await until(lambda: messages(chassis, "failed", "inventory.observed") == 1)
+    await until(lambda: "handle InventoryObserved" in echo.log)
+    assert chassis.reasons() == [] and not task.done()
+    chassis.stop()
+    await asyncio.wait_for(task, 20)
 
 
 async def test_what_all_instances_see_reaches_every_part_also_when_the_server_has_been_away(
