@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from services.perfmodel.queueing_models.chains import warm_up
+
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
+# As in a service: what is tested of the performance models is what their kernels answer.
+warm_up()
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -5,6 +5,7 @@ iterations are as many alone as in a full batch is affine throughout. Others, wh
 fuller the batch is, are cut into segments; one that would need too many of them is tabulated.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,10 @@ from services.perfmodel.sizing import RateCurves, RateOutcome, largest_rates, wi
 # A rate of zero is looked at as this share of the capacity: an idle server to the last digit but three.
 IDLE_SHARE = 1e-13
 MOST_SEGMENTS = 48
+# Servers from which on it pays to load the kernels where no service has: that takes most of a second, in which the
+# plain path sizes several thousand once; the models ask it a few times.
+WORTH_LOADING = 1_000
+_KERNELS = "services.perfmodel.segment_kernels"
 # Times beyond the largest double make a server of no capacity, by infinities and NaN that no target is met with.
 OVERFLOW = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
@@ -44,6 +49,7 @@ def warm_up() -> None:
 
     All calls have arrays of the same types and layout, so that nothing is compiled afterwards.
     """
+    kernels()
     law, limits = ThreeParameterLaw(), Limits(np.array([4.0, 4.0]), 4.0, np.array([8192.0, 64.0]))
     server = ServerModel(law, np.array([0.01, 1e-5, 1e-8]), Workload(100.0, 10.0), limits)
     chains, rows = Chains.of(server), server.elements(server.shape)
@@ -90,7 +96,7 @@ class Chains:
         taken = np.zeros(most.size, dtype=bool)
         table, segments = np.empty((most.size, 0)), np.empty((0, 0))
         starts = np.zeros(most.size + 1, dtype=np.intp)
-        if kernels() is not None:
+        if (most.size >= WORTH_LOADING or _KERNELS in sys.modules) and kernels() is not None:
             affine = law.iterations_per_request(*alone) == iterations
             table = _table(servers, iterations)
             segments, starts, taken = _segments(servers, np.flatnonzero(~affine), most.size)

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +215,12 @@ def test_a_path_that_does_not_exist_is_refused() -> None:
     result = solve("/nowhere/at/all")
     assert result.exit_code == 2
     assert "/nowhere/at/all" in result.stderr
+
+
+def test_a_small_fleet_is_planned_without_loading_what_only_pays_for_many(legacy: Path) -> None:
+    told = "import sys; print('numba' in sys.modules, file=sys.stderr)"
+    program = f"from services.cli import main\ntry: main()\nfinally:\n    {told}"
+    asked = [sys.executable, "-c", program, "solve", str(legacy), "--json"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["plans"], done.stderr
+    assert done.stderr.split()[-1] == "False"
