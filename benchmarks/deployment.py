@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Deployment:
         speed: float,
         cycle_s: float,
         lease_s: float = 1.5,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.speed = speed
@@ -66,6 +68,7 @@ class Deployment:
             "STOKER_ACTUATOR__TARGET_SETTINGS": json.dumps({"url": self.url("simulator")}),
             "STOKER_SIMULATOR__PLANT": str(folder / "plant.yaml"),
             "STOKER_LEASE_S": str(lease_s),
+            **(more or {}),
         }
 
     def url(self, instance: str) -> str:
