@@ -28,7 +28,7 @@ class Deployment:
     """Starts, kills and watches the processes.
 
     Parameters: bus_url; folder, for logs, fleet and plant; speed, control seconds per wall second; cycle_s;
-    lease_s, wall seconds.
+    lease_s, wall seconds; more, settings of the processes by environment variable.
     """
 
     def __init__(

@@ -185,10 +185,15 @@ def decide(
 
 
 def written(state: State, writing: Writing, now_s: float) -> State:
-    """The state after a target took a writing: from now on another desired count is another writer's."""
+    """The state after a target took a writing: from now on another desired count is another writer's.
+
+    An inventory from before now may not show it, whenever it was decided.
+    """
     held = {v.accelerator: v.desired for v in writing.inventory.variants}
     counts = held | {scale.accelerator: scale.replicas for scale in writing.scales}
-    memory = replace(state.memory.get(writing.server, Memory()), written=counts, written_at_s=now_s)
+    memory = state.memory.get(writing.server, Memory())
+    intended_at_s = None if memory.intended_at_s is None else now_s
+    memory = replace(memory, written=counts, written_at_s=now_s, intended_at_s=intended_at_s)
     return replace(state, memory={**state.memory, writing.server: memory})
 
 

@@ -11,6 +11,7 @@ from yarl import URL
 from schemas.actuation import FailureReason, VariantScale
 from schemas.base import Name
 from schemas.telemetry import InventoryObserved
+from services.actuator.surge import differs
 from services.actuator.target import Applied, Failed
 
 _REASONS = {
@@ -51,6 +52,8 @@ class SimulatedTarget:
     async def apply(
         self, server: str, scales: Sequence[VariantScale], inventory: InventoryObserved
     ) -> Applied | Failed:
+        if not differs(scales, inventory):
+            return Applied(changed=False)
         held = {v.accelerator: v for v in inventory.variants}
         changed, version = False, None
         # Growing variants first: if a later write fails, capacity was added and none was taken.
@@ -59,15 +62,15 @@ class SimulatedTarget:
             have = held.get(scale.accelerator)
             return (have.desired if have else 0) - scale.replicas
 
+        # What stays is written as well: nothing may go because of a variant that is no longer as it was seen.
         for scale in sorted(scales, key=loss):
             have = held.get(scale.accelerator)
-            batch_kept = scale.max_batch is None or (have is not None and have.max_batch == scale.max_batch)
-            if have is not None and have.desired == scale.replicas and batch_kept:
-                continue
-            written = await self._write(server, scale, have.resource_version if have else None)
+            seen = have.resource_version if have else None
+            written = await self._write(server, scale, seen)
             if isinstance(written, Failed):
                 return written
-            changed, version = True, written
+            if written != seen:
+                changed, version = True, written
         return Applied(changed, version)
 
     async def _write(self, server: str, scale: VariantScale, version: str | None) -> str | Failed:

@@ -92,6 +92,17 @@ async def test_what_another_writer_changed_meanwhile_is_a_conflict(
     assert await counts(client) == {OLD: 5}
 
 
+async def test_nothing_goes_while_what_shall_stay_is_no_longer_as_it_was_seen(
+    client: Client, target: SimulatedTarget
+) -> None:
+    await target.apply(SERVER, [scale(NEW, 2)], await inventory_of(client))
+    seen = await inventory_of(client)
+    await set_by_hand(client, NEW, 0)
+    result = await target.apply(SERVER, [scale(OLD, 0), scale(NEW, 2)], seen)
+    assert isinstance(result, Failed) and result.reason is FailureReason.CONFLICT
+    assert await counts(client) == {OLD: 2}
+
+
 async def test_what_does_not_exist_is_not_found(client: Client, target: SimulatedTarget) -> None:
     seen = await inventory_of(client)
     for server, accelerator in (("nobody", OLD), (SERVER, "no/such accelerator")):
