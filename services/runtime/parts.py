@@ -24,17 +24,20 @@ from services.runtime.worker import Line, Worker, ended, newest_events, side_by_
 _SIGNS = "members"
 _LEASES = "parts"
 _ENDING_S = 10.0
+_IN_HAND = 64
+"""Messages of one part under way: of all parts together they are done with well before they are delivered again."""
 
 
 @dataclass
 class Part:
     """One partition while it is held.
 
-    left: what its holder before had in hand; unseen: messages for all instances that it has not yet taken.
+    keeping: renews the lease, from when it was won. left: what its holder before had in hand; unseen: messages for all instances that it has not yet taken.
     """
 
     worker: Worker
     lease: Lease
+    keeping: asyncio.Task[None]
     pull: Pull
     left: Sequence[Raw] = ()
     unseen: dict[str, Event] = field(default_factory=dict)
@@ -153,31 +156,41 @@ class Parts:
             await self._work(won)
 
     async def _work(self, partitions: Sequence[str]) -> None:
-        snapshots: dict[str, dict[str, bytes]] = {partition: {} for partition in partitions}
-        for key, (value, _) in (await self._line.snapshots.all(*partitions)).items():
-            partition, _, own = key.partition(".")
-            snapshots[partition][decode_token(own)] = value
-        for partition in partitions:
-            lease = self._attempts[partition]
-            service = self._pattern.part(partition)
-            worker = Worker(service, self._line, lease, partition)
-            service.restore(snapshots[partition])
-            known = {s: event for s, event in self._newest.items() if service.concerns(event.payload)}
-            service.hydrate(list(known.values()))
-            consumer = consumer_of_partition(self._line.service, partition)
-            left = await self._line.bus.in_hand(consumer)
-            pull = await self._line.bus.pull(consumer)
-            # Handled once more, in case the part's last holder ended before it could say what follows from it.
-            part = self._held[partition] = Part(worker, lease, pull, left, known)
-            if known:
-                part.noted.set()
-            part.life = asyncio.create_task(self._live(part), name=f"part-{partition}")
+        # The first parts are at work while the last are made ready, which may take longer than a lease lives.
+        keeping = {p: asyncio.create_task(self._attempts[p].keep(), name=f"lease-{p}") for p in partitions}
+        try:
+            snapshots: dict[str, dict[str, bytes]] = {partition: {} for partition in partitions}
+            for key, (value, _) in (await self._line.snapshots.all(*partitions)).items():
+                partition, _, own = key.partition(".")
+                snapshots[partition][decode_token(own)] = value
+            for partition in partitions:
+                await self._begin(partition, snapshots[partition], keeping)
+        finally:
+            await ended(keeping.values())
         self._count("taken", partitions)
+
+    async def _begin(
+        self, partition: str, snapshots: Mapping[str, bytes], keeping: dict[str, asyncio.Task[None]]
+    ) -> None:
+        lease = self._attempts[partition]
+        service = self._pattern.part(partition)
+        worker = Worker(service, self._line, lease, partition)
+        consumer = consumer_of_partition(self._line.service, partition)
+        left = await self._line.bus.in_hand(consumer)
+        pull = await self._line.bus.pull(consumer, _IN_HAND)
+        service.restore(snapshots)
+        known = {s: event for s, event in self._newest.items() if service.concerns(event.payload)}
+        service.hydrate(list(known.values()))
+        # Handled once more, in case the part's last holder ended before it could say what follows from it.
+        part = self._held[partition] = Part(worker, lease, keeping.pop(partition), pull, left, known)
+        if known:
+            part.noted.set()
+        part.life = asyncio.create_task(self._live(part), name=f"part-{partition}")
 
     async def _live(self, part: Part) -> None:
         service = part.worker.service
         working = [
-            asyncio.create_task(part.lease.keep()),
+            part.keeping,
             asyncio.create_task(self._consume(part)),
             asyncio.create_task(self._observe(part)),
             *(asyncio.create_task(task()) for task in service.tasks().values()),

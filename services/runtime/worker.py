@@ -33,7 +33,8 @@ T = TypeVar("T")
 class Line:
     """What all workers of one service in one process share.
 
-    sending: bounds the messages under way; computing: heavy steps take turns, as they share one interpreter.
+    sending: bounds the messages under way; computing: reading and steps take turns, as they share one interpreter,
+    and between two of them leases are renewed.
     handled, parked: messages so far.
     """
 
@@ -108,11 +109,8 @@ class Worker:
         async with self._stepping:
             if self._lease is None or not self._lease.held:
                 raise Retry(f"this instance does not hold the lease of {self._line.service}")
-            if self.service.heavy:
-                async with self._line.computing:
-                    outcome = await asyncio.to_thread(step)
-            else:
-                outcome = step()
+            async with self._line.computing:
+                outcome = await asyncio.to_thread(step) if self.service.heavy else step()
             await self.publish(outcome.emits)
             await side_by_side(self._save(key, value) for key, value in outcome.snapshots.items())
             if outcome.accept is not None:
@@ -171,7 +169,8 @@ class Worker:
 
     async def _process(self, batch: Sequence[Raw]) -> None:
         began = time.perf_counter()
-        found = self.intake.sort(batch, self.clock.now_s())
+        async with self._line.computing:
+            found = self.intake.sort(batch, self.clock.now_s())
         for _, topic, outcome in found.done:
             self.metrics.messages.labels(self._line.service, topic, outcome).inc()
         await side_by_side(self._line.park(raw, reason) for raw, reason in found.refused)

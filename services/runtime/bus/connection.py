@@ -196,11 +196,15 @@ class Bus:
                 raise Retry(f"publishing to {subject}: {reason}")
             await asyncio.sleep(0.2)
 
-    async def pull(self, spec: ConsumerSpec) -> "Pull":
-        """Bind to a durable consumer that exists and is as it must be; raises TopologyDrift otherwise."""
+    async def pull(self, spec: ConsumerSpec, most: int | None = None) -> "Pull":
+        """Bind to a durable consumer that exists and is as it must be; raises TopologyDrift otherwise.
+
+        Parameters: most, messages in hand at once where that is fewer than the settings allow.
+        """
         with self._needed(f"verifying consumer {spec.name} of {spec.stream}"):
             await streams.verify_consumer(self._jetstream, spec)
-        pull = Pull(self._client, spec.stream, spec.name, self._settings.batch)
+        batch = min(self._settings.batch, most or self._settings.batch)
+        pull = Pull(self._client, spec.stream, spec.name, batch)
         await pull.start()
         self._pulls.add(pull)
         return pull
