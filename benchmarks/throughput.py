@@ -9,9 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
-
-import nats
-from nats.aio.msg import Msg
+from urllib.parse import urlsplit
 
 from benchmarks.report import Progress, Table, quantile
 from schemas.base import Quality
@@ -41,6 +39,7 @@ class Counting(Service):
     """Takes every window and does nothing with it: what the chassis alone sustains."""
 
     name: ClassVar[str] = "tuner"
+    linger_s: ClassVar[float] = PredictorService.linger_s
 
     def part(self, partition: str) -> "Counting":
         return self
@@ -165,59 +164,78 @@ def _window(server: int, now_s: float) -> TelemetryObserved:
     )
 
 
-def _templates() -> list[tuple[str, dict[str, str], list[bytes]]]:
-    """Subject, headers and body of each server's window, the body in parts between which its two times belong.
+def _frame(server: int) -> bytes:
+    """A server's window as the protocol has it, but for its id and times, which all have the same width.
 
-    To make every window anew as a contract takes the publisher longer than all that is measured here.
+    To make every window anew, or to publish it through a client, takes longer than all that is measured here.
     """
-    made = []
-    for server in range(SERVERS):
-        wire = encode(Emit(_window(server, 1e9)), "collector", 1e9)
-        times = (f'"window_start_s":{1e9 - 0.15}', f'"window_end_s":{1e9}')
-        body = wire.data.decode()
-        for text in times:
-            body = body.replace(text, text.split(":")[0] + ":\0")
-        made.append((wire.subject, wire.headers, body.encode().split(b"\0")))
-    return made
+    wire = encode(Emit(_window(server, 1e9)), "collector", 1e9)
+    body = wire.data.decode()
+    for field, time_s in (("window_start_s", 1e9 - 0.15), ("window_end_s", 1e9)):
+        body = body.replace(f'"{field}":{time_s}', f'"{field}":%({field})b')
+    headers = wire.headers | {"ce-id": "%(id)b", "Nats-Msg-Id": "%(id)b", "ce-time": "%(ce-time)b"}
+    block = "\r\n".join(("NATS/1.0", *(f"{name}: {value}" for name, value in headers.items()), "", ""))
+    sample = _changing(0, time.time())
+    sizes = len(block.encode() % sample), len((block + body).encode() % sample)
+    return f"HPUB {wire.subject} stored {sizes[0]} {sizes[1]}\r\n{block}{body}\r\n".encode()
+
+
+def _changing(number: int, now_s: float) -> dict[bytes, bytes]:
+    """What differs between the windows of a server."""
+    return {
+        b"id": b"window-%09d" % number,
+        b"ce-time": rfc3339(now_s).encode(),
+        b"window_start_s": b"%.6f" % (now_s - 0.15),
+        b"window_end_s": b"%.6f" % now_s,
+    }
 
 
 async def _publish(url: str, rate_per_s: float, seconds: float) -> None:
     """Publish to the stream and wait until all is acknowledged; prints how many were, in how many seconds."""
-    client = await nats.connect(url)
-    stored = 0
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    await reader.readline()
+    writer.write(b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\nSUB stored 1\r\n')
+    frames = [_frame(server) for server in range(SERVERS)]
+    published = stored = 0
     all_stored = asyncio.Event()
 
-    async def acknowledged(answer: Msg) -> None:
+    async def count() -> None:
         nonlocal stored
-        if b'"error"' in answer.data:
-            raise RuntimeError(answer.data.decode())
-        stored += 1
-        all_stored.set()
+        rest = b""
+        while data := await reader.read(1 << 20):
+            *lines, rest = (rest + data).split(b"\r\n")
+            for line in lines:
+                if line.startswith(b"-ERR") or b'"error"' in line:
+                    raise RuntimeError(line.decode())
+                stored += line.startswith(b"{")
+            if b"PING" in lines:
+                writer.write(b"PONG\r\n")
+            if stored == published:
+                all_stored.set()
 
-    inbox = client.new_inbox()
-    await client.subscribe(inbox, cb=acknowledged)
-    templates = _templates()
+    counting = asyncio.create_task(count())
     loop = asyncio.get_running_loop()
-    began, published = loop.time(), 0
-    while (elapsed_s := loop.time() - began) < seconds:
+    began = loop.time()
+    while (elapsed_s := loop.time() - began) < seconds and not counting.done():
         due = min(int(elapsed_s * rate_per_s), stored + _UNDER_WAY) - published
-        if due <= 0:
-            await asyncio.sleep(_TICK_S)
-            continue
         now_s = time.time()
-        moment = rfc3339(now_s)
         for _ in range(due):
-            subject, headers, (head, middle, tail) = templates[published % SERVERS]
-            identity = f"window-{published}"
-            own = headers | {"ce-id": identity, "Nats-Msg-Id": identity, "ce-time": moment}
-            start, end = repr(now_s - 0.15).encode(), repr(now_s).encode()
-            await client.publish(subject, b"".join((head, start, middle, end, tail)), inbox, own)
+            writer.write(frames[published % SERVERS] % _changing(published, now_s))
             published += 1
-    while stored < published:
-        all_stored.clear()
-        await asyncio.wait_for(all_stored.wait(), 30)
+        await writer.drain()
+        await asyncio.sleep(_TICK_S)
+    all_stored.clear()
+    if stored < published:
+        await asyncio.wait(
+            {counting, asyncio.create_task(all_stored.wait())}, timeout=30, return_when="FIRST_COMPLETED"
+        )
+    if counting.done():
+        counting.result()
+    if stored < published:
+        raise RuntimeError(f"{published - stored} of {published} windows were not stored within 30 s")
     print(json.dumps({"published": published, "seconds": loop.time() - began}))
-    await client.close()
+    writer.close()
 
 
 if __name__ == "__main__":

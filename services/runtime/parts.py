@@ -25,14 +25,15 @@ _SIGNS = "members"
 _LEASES = "parts"
 _ENDING_S = 10.0
 _IN_HAND = 64
-"""Messages of one part under way: of all parts together they are done with well before they are delivered again."""
+"""Messages of one part under way: those of all parts are done with well before they would be delivered again."""
 
 
 @dataclass
 class Part:
     """One partition while it is held.
 
-    keeping: renews the lease, from when it was won. left: what its holder before had in hand; unseen: messages for all instances that it has not yet taken.
+    keeping: renews the lease, from when it was won; left: what its holder before had in hand; unseen: messages
+    for all instances that it has not yet taken.
     """
 
     worker: Worker

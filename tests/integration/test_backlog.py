@@ -1,4 +1,4 @@
-"""A partitioned service that finds more work than it can do at once: its leases stay alive and nothing is done twice."""
+"""A partitioned service that finds more work than it can do at once keeps its leases and does nothing twice."""
 
 import asyncio
 import time
