@@ -38,7 +38,7 @@ class Chassis:
         self.clock = clock
         self.metrics = metrics
         self.log = logs.logger(service.name)
-        self._bus: Bus | None = None
+        self._buses: list[Bus] = []
         self._line: Line | None = None
         self._host: Worker | None = None
         self._parts: Parts | None = None
@@ -65,11 +65,10 @@ class Chassis:
             return [self._phase]
         # A standby has taken in nothing yet, so what it lacks says nothing.
         found = list(self.service.trouble()) if self._phase == "running" else []
-        if self._bus is not None:
-            if not self._bus.connected:
-                found.append("the bus is not connected")
-            found += [f"denied: {text}" for text in self._bus.refusals]
-        return found
+        if not all(bus.connected for bus in self._buses):
+            found.append("the bus is not connected")
+        refusals = dict.fromkeys(text for bus in self._buses for text in bus.refusals)
+        return found + [f"denied: {text}" for text in refusals]
 
     def stop(self) -> None:
         """Ask the service to end in order."""
@@ -80,33 +79,36 @@ class Chassis:
     async def run(self) -> None:
         """Live from connecting to the end; raises Fatal, or what a task raised."""
         try:
-            bus = self._bus = await Bus.connect(self.settings.bus, self.service.name)
+            # What is asked of the server is not to wait behind all the messages that a backlog brings.
+            for _ in range(2):
+                self._buses.append(await Bus.connect(self.settings.bus, self.service.name))
+            bus, inbound = self._buses
             drifts = await side_by_side(bus.drift_of(spec) for spec in consumers_of(self.service.name))
             if drift := [text for found in drifts for text in found]:
                 raise Fatal(f"{'; '.join(drift)}; run `stoker bus apply`")
             snapshots, leases = await bus.bucket(SNAPSHOTS), await bus.bucket(LEASES)
             line = self._line = Line(
-                self.service.name, bus, snapshots, self.settings, self.clock, self.metrics, self.log
+                self.service.name, bus, inbound, snapshots, self.settings, self.clock, self.metrics, self.log
             )
             await (self._share if partitioned(self.service.name) else self._act)(line, leases)
         except Retry as error:
             raise Fatal(f"{self.service.name} did not start: {error}") from error
         finally:
             self._phase = "stopped"
-            if self._bus is not None:
-                await self._bus.close()
+            for bus in reversed(self._buses):
+                await bus.close()
 
     async def _act(self, line: Line, leases: Bucket) -> None:
         """One active instance: wait for the lease, then work until stopped."""
         lease = Lease(leases, "active", self.settings.instance, self.settings.lease_s)
         self._host = Worker(self.service, line, lease)
         self._phase = "standby"
-        if not await self._unless_stopped(lease.acquire(), line.bus):
+        if not await self._unless_stopped(lease.acquire(), line):
             return
         self._phase = "starting"
         keeping = [
             asyncio.create_task(lease.keep(), name="lease"),
-            asyncio.create_task(line.bus.lost(), name="bus"),
+            asyncio.create_task(line.lost(), name="bus"),
         ]
         try:
             await self._serve(line, self._host, lease, keeping)
@@ -121,7 +123,7 @@ class Chassis:
             saved = await line.snapshots.all()
             self.service.restore({decode_token(key): value for key, (value, _) in saved.items()})
             await self._hydrate(line, worker)
-            pulls = [await line.bus.pull(spec) for spec in consumers_of(self.service.name)]
+            pulls = [await line.inbound.pull(spec) for spec in consumers_of(self.service.name)]
             await self._answer_requests(line)
             self.metrics.active.labels(self.service.name).set(1)
             self._run_begins()
@@ -146,7 +148,7 @@ class Chassis:
             await self._answer_requests(line)
             self._run_begins()
             working = [
-                asyncio.create_task(line.bus.lost(), name="bus"),
+                asyncio.create_task(line.lost(), name="bus"),
                 asyncio.create_task(parts.hold(), name="parts"),
                 *(
                     asyncio.create_task(parts.follow(stream, subject), name=f"follow-{subject}")
@@ -183,9 +185,9 @@ class Chassis:
         finally:
             await ended([*working, stopping])
 
-    async def _unless_stopped(self, waiting: Coroutine[Any, Any, None], bus: Bus) -> bool:
+    async def _unless_stopped(self, waiting: Coroutine[Any, Any, None], line: Line) -> bool:
         task, stopping = asyncio.create_task(waiting), asyncio.create_task(self._stop.wait())
-        lost = asyncio.create_task(bus.lost())
+        lost = asyncio.create_task(line.lost())
         try:
             await asyncio.wait({task, stopping, lost}, return_when=asyncio.FIRST_COMPLETED)
             if lost.done():

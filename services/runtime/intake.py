@@ -12,7 +12,7 @@ from schemas.topics import Delivery
 from services.runtime.envelope import Event, Raw, decode
 from services.runtime.errors import Reject
 
-_REMEMBERED = 50_000
+REMEMBERED = 50_000
 _AHEAD_S = 300.0
 """A message of the far future would outlast all that follow; clocks do not differ by this much."""
 
@@ -29,10 +29,15 @@ class Sorted:
 
 
 class Intake:
-    """What one service has seen."""
+    """What one service, or one part of it, has seen.
 
-    def __init__(self, service: str) -> None:
+    Parameters: remembered, ids of messages that are known again; more than are handled until one that was handled
+    but not acknowledged is delivered again.
+    """
+
+    def __init__(self, service: str, remembered: int = REMEMBERED) -> None:
         self._service = service
+        self._remembered = remembered
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._newest: dict[str, int] = {}
 
@@ -79,7 +84,7 @@ class Intake:
             self._seen[(event.source, event.id)] = None
             if event.topic.consumers.get(self._service) is Delivery.NEWEST:
                 self._newest[event.subject] = max(event.sequence, self._newest.get(event.subject, 0))
-        while len(self._seen) > _REMEMBERED:
+        while len(self._seen) > self._remembered:
             self._seen.popitem(last=False)
 
 

@@ -70,6 +70,11 @@ class Lease:
                     return
             await asyncio.sleep(self._term_s / 10)
 
+    async def regained(self) -> None:
+        """Wait while this instance may not act because a renewal took too long; `keep` tells when it is lost."""
+        while not self.held:  # noqa: ASYNC110 - held is a matter of time
+            await asyncio.sleep(self._term_s / 30)
+
     async def attempt(self, entry: tuple[bytes, int] | None) -> bool:
         """Take the lease if it is free or one's own; returns whether it is held.
 

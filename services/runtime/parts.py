@@ -178,7 +178,7 @@ class Parts:
         worker = Worker(service, self._line, lease, partition)
         consumer = consumer_of_partition(self._line.service, partition)
         left = await self._line.bus.in_hand(consumer)
-        pull = await self._line.bus.pull(consumer, _IN_HAND)
+        pull = await self._line.inbound.pull_verified(consumer, _IN_HAND)
         service.restore(snapshots)
         known = {s: event for s, event in self._newest.items() if service.concerns(event.payload)}
         service.hydrate(list(known.values()))

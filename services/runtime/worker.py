@@ -17,13 +17,14 @@ from services.runtime.bus import Bucket, Bus, Pull, Stored
 from services.runtime.clock import Clock
 from services.runtime.envelope import Emit, Event, Raw, decode, encode
 from services.runtime.errors import Fatal, Reject, Retry, TooLarge
-from services.runtime.intake import Intake
+from services.runtime.intake import REMEMBERED, Intake
 from services.runtime.lease import Lease
 from services.runtime.metrics import Metrics
 from services.runtime.service import Outcome, Service
 from services.runtime.settings import RuntimeSettings
 
 _AT_ONCE = 512
+_REMEMBERED_OF_PART = 5_000
 
 C = TypeVar("C", bound=Contract)
 T = TypeVar("T")
@@ -33,13 +34,15 @@ T = TypeVar("T")
 class Line:
     """What all workers of one service in one process share.
 
-    sending: bounds the messages under way; computing: reading and steps take turns, as they share one interpreter,
+    inbound: the connection that messages are pulled on; bus: the one for all else. sending: bounds the messages
+    under way; computing: reading and steps take turns, as they share one interpreter,
     and between two of them leases are renewed.
     handled, parked: messages so far.
     """
 
     service: str
     bus: Bus
+    inbound: Bus
     snapshots: Bucket
     settings: RuntimeSettings
     clock: Clock
@@ -49,6 +52,10 @@ class Line:
     computing: asyncio.Lock = field(default_factory=asyncio.Lock)
     handled: int = 0
     parked: int = 0
+
+    async def lost(self) -> None:
+        """Wait until a connection has ended for good; raises Fatal then."""
+        await side_by_side((self.bus.lost(), self.inbound.lost()))
 
     async def park(self, raw: Raw, reason: str) -> None:
         """Keep a refused message with its reason, and acknowledge it."""
@@ -91,7 +98,7 @@ class Worker:
         self.clock = line.clock
         self.metrics = line.metrics
         self.log = line.log
-        self.intake = Intake(line.service)
+        self.intake = Intake(line.service, _REMEMBERED_OF_PART if group else REMEMBERED)
         self._line = line
         self._lease = lease
         self._prefix = f"{group}." if group else ""
@@ -162,6 +169,9 @@ class Worker:
         while not pull.stopped:
             if batch := await pull.next(self.service.linger_s):
                 try:
+                    if self._lease is not None:
+                        # A part that may not act must not take the turns of those that may.
+                        await self._lease.regained()
                     await self._process(batch)
                 except Retry as error:
                     # What was not acknowledged is delivered again.

@@ -209,8 +209,7 @@ async def test_a_connection_that_is_ended_for_good_ends_the_run(nats: EmbeddedSe
     chassis = chassis_of(nats, Echo())
     task = asyncio.create_task(chassis.run())
     await until(lambda: ready(chassis))
-    assert chassis._bus is not None
-    await chassis._bus._client.publish("x" * 5000, b"")
+    await chassis._buses[0]._client.publish("x" * 5000, b"")
     with pytest.raises(Fatal, match=r"predictor\.bus ended: .*maximum control line exceeded"):
         await asyncio.wait_for(task, 5)
 

@@ -196,15 +196,18 @@ class Bus:
                 raise Retry(f"publishing to {subject}: {reason}")
             await asyncio.sleep(0.2)
 
-    async def pull(self, spec: ConsumerSpec, most: int | None = None) -> "Pull":
-        """Bind to a durable consumer that exists and is as it must be; raises TopologyDrift otherwise.
+    async def pull(self, spec: ConsumerSpec) -> "Pull":
+        """Bind to a durable consumer that exists and is as it must be; raises TopologyDrift otherwise."""
+        with self._needed(f"verifying consumer {spec.name} of {spec.stream}"):
+            await streams.verify_consumer(self._jetstream, spec)
+        return await self.pull_verified(spec, self._settings.batch)
+
+    async def pull_verified(self, spec: ConsumerSpec, most: int) -> "Pull":
+        """Bind to a durable consumer that is known to be as it must be.
 
         Parameters: most, messages in hand at once where that is fewer than the settings allow.
         """
-        with self._needed(f"verifying consumer {spec.name} of {spec.stream}"):
-            await streams.verify_consumer(self._jetstream, spec)
-        batch = min(self._settings.batch, most or self._settings.batch)
-        pull = Pull(self._client, spec.stream, spec.name, batch)
+        pull = Pull(self._client, spec.stream, spec.name, min(self._settings.batch, most))
         await pull.start()
         self._pulls.add(pull)
         return pull
