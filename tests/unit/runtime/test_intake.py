@@ -104,13 +104,17 @@ def test_what_is_unreadable_not_for_this_service_or_of_the_far_future_is_refused
     assert "window_end_s is 3600 s ahead" in found.refused[2][1]
 
 
-def test_what_was_seen_is_forgotten_after_fifty_thousand_others():
-    intake = Intake("tuner")
-    found = events(intake.sort([window()], NOW_S))
-    intake.remember(found)
-    for i in range(50_000):
-        intake._seen[("x", str(i))] = None
-    intake.remember([])
+def test_what_was_seen_is_known_until_so_many_others_were_and_forgotten_after_twice_as_many():
+    intake = Intake("tuner", remembered=10)
+
+    def seen(first: int, last: int) -> None:
+        for i in range(first, last):
+            intake.remember(events(intake.sort([window(f"other-{i}")], NOW_S)))
+
+    intake.remember(events(intake.sort([window()], NOW_S)))
+    seen(0, 10)
+    assert outcomes(intake.sort([window()], NOW_S)) == [(1, "duplicate")]
+    seen(10, 22)
     assert outcomes(intake.sort([window()], NOW_S)) == [(1, "good")]
 
 
