@@ -117,12 +117,13 @@ class Deployment:
         process.terminate()
         return _exit_code(process)
 
-    def revive(self) -> list[str]:
-        """Start what has ended by itself, as the compose file's restart policy does; returns the instances."""
+    def revive(self) -> dict[str, str]:
+        """Start what has ended by itself, as the compose file's restart policy does; the last words of each."""
         ended = [instance for instance, process in self._running.items() if process.poll() is not None]
+        words = {instance: self.log(instance).strip().rsplit("\n", 1)[-1] for instance in ended}
         for instance in ended:
             self.start(instance)
-        return ended
+        return words
 
     def freeze(self, instance: str) -> None:
         """SIGSTOP: it does nothing, and knows nothing of that."""

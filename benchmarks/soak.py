@@ -1,7 +1,7 @@
 """An hour of control time under random restarts of every process and of the NATS server, and what came of it.
 
 Checked from the streams: no decision lost, nothing actuated twice, no plan of an old generation after a newer one;
-and from the processes: resident memory over time.
+and from the processes, over an hour without restarts: resident memory.
 """
 
 import asyncio
@@ -9,11 +9,10 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import psutil
 
 from benchmarks import accounts
@@ -35,24 +34,6 @@ _RESTARTED = tuple(service for service in SERVICES if service != "simulator")
 _ORDERED = ("plan.proposed", "plan.issued", "decision.made", "actuation.applied")
 _SAMPLE_S = 2.0
 _SETTLE_S = 60.0
-_YOUNG_S = 20.0
-"""Wall seconds after a start in which a process still loads its code and what it restores."""
-
-
-@dataclass
-class Memory:
-    """Resident megabytes of one process over its life, by wall seconds since its start."""
-
-    age_s: list[float] = field(default_factory=list)
-    mb: list[float] = field(default_factory=list)
-
-    def grown_mb_per_min(self) -> float | None:
-        """Slope of a line through what it held once it was no longer young; None of less than half a minute."""
-        grown = [(a, m) for a, m in zip(self.age_s, self.mb, strict=True) if a > _YOUNG_S]
-        if len(grown) < 5 or grown[-1][0] - grown[0][0] < 30:
-            return None
-        ages_s, mb = np.array(grown).T
-        return float(np.polyfit(ages_s / 60, mb, 1)[0])
 
 
 @dataclass(frozen=True)
@@ -105,17 +86,17 @@ class Soak:
         self._server = server
         self._random = Random(seed)
         self.restarts: dict[str, int] = {}
-        self.ended_by_themselves: dict[str, int] = {}
-        self.memory: dict[str, list[Memory]] = {}
-        self._born_s: dict[str, tuple[int, float]] = {}
+        self.ended_by_themselves: list[str] = []
+        self.memory_mb: dict[str, list[float]] = {}
 
-    async def run(self, seconds: float, progress: Progress) -> None:
-        """Restart one thing after another and watch the memory of all."""
+    async def run(self, seconds: float, progress: Progress, restarting: bool) -> None:
+        """Restart one thing after another, or none, and watch the memory of all, which is noted from here on."""
+        self.memory_mb.clear()
         end_s = time.monotonic() + seconds
         next_s = time.monotonic() + self._random.uniform(*_RESTART_EVERY_S)
         while (now_s := time.monotonic()) < end_s:
             progress.say(f"soak: {end_s - now_s:.0f} s left, {sum(self.restarts.values())} restarts")
-            if now_s >= next_s:
+            if restarting and now_s >= next_s:
                 await self._restart(self._random.choice([*_RESTARTED, _NATS]))
                 next_s = time.monotonic() + self._random.uniform(*_RESTART_EVERY_S)
             self.look()
@@ -136,18 +117,12 @@ class Soak:
 
     def look(self) -> None:
         """Revive what ended by itself, and note the memory of everything."""
-        for instance in self._deployment.revive():
-            self.ended_by_themselves[instance] = self.ended_by_themselves.get(instance, 0) + 1
+        for instance, words in self._deployment.revive().items():
+            self.ended_by_themselves.append(f"{instance} ended by itself: {words[:300]}")
         pids = {service: self._deployment.pid(service) for service in SERVICES} | {_NATS: self._server.pid}
-        now_s = time.monotonic()
         for what, pid in pids.items():
-            if self._born_s.get(what, (0, 0.0))[0] != pid:
-                self._born_s[what] = pid, now_s
-                self.memory.setdefault(what, []).append(Memory())
             with contextlib.suppress(psutil.NoSuchProcess):
-                life = self.memory[what][-1]
-                life.mb.append(psutil.Process(pid).memory_info().rss / 2**20)
-                life.age_s.append(now_s - self._born_s[what][1])
+                self.memory_mb.setdefault(what, []).append(psutil.Process(pid).memory_info().rss / 2**20)
 
 
 async def account_at_end(url: str, servers: Sequence[str], within_s: float) -> Account:
@@ -168,13 +143,13 @@ async def account_at_end(url: str, servers: Sequence[str], within_s: float) -> A
 
 
 def run(progress: Progress) -> list[Table]:
-    """Measure an hour of control time; takes about seven minutes."""
+    """Measure an hour of control time under restarts and one without; takes about a quarter of an hour."""
     soak, account = asyncio.run(soaked(SERVERS, HOURS * 3600 / SPEED, progress))
     return [_streams(account, soak), _memory(soak)]
 
 
 async def soaked(servers: int, seconds: float, progress: Progress) -> tuple[Soak, Account]:
-    """A fleet of so many servers under restarts for so many wall seconds, and what came of it."""
+    """A fleet of so many servers under restarts for so many wall seconds, what came of it, and as long in peace."""
     fleet = fleet_of(servers, models=min(servers, 20), load=0.1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -188,9 +163,11 @@ async def soaked(servers: int, seconds: float, progress: Progress) -> tuple[Soak
                 for service in SERVICES:
                     deployment.start(service)
                 soak = Soak(deployment, server, _SEED)
-                await soak.run(seconds, progress)
+                await soak.run(seconds, progress, restarting=True)
                 names = [one.name for one in fleet.servers]
-                return soak, await account_at_end(server.url, names, _SETTLE_S)
+                account = await account_at_end(server.url, names, _SETTLE_S)
+                await soak.run(seconds, progress, restarting=False)
+                return soak, account
             finally:
                 await asyncio.to_thread(deployment.stop)
 
@@ -198,13 +175,14 @@ async def soaked(servers: int, seconds: float, progress: Progress) -> tuple[Soak
 def _streams(account: Account, soak: Soak) -> Table:
     rows: list[tuple[str, int]] = [(name.replace("_", " "), value) for name, value in asdict(account).items()]
     rows.append(("restarts", sum(soak.restarts.values())))
-    rows.append(("ended by themselves and revived", sum(soak.ended_by_themselves.values())))
+    rows.append(("ended by themselves and revived", len(soak.ended_by_themselves)))
     return Table(
         title=f"{SERVERS} servers, {HOURS:g} h of control time at {SPEED:g} times the wall's, random restarts",
         columns=("what", "count"),
         rows=tuple(rows),
         notes=(
             f"Restarts: {', '.join(f'{k} {v}' for k, v in sorted(soak.restarts.items()))}; seed {_SEED}.",
+            *soak.ended_by_themselves,
             "Behind: servers without a decision on the newest plan, at the end. Partly: generations that a newer "
             "one followed before all servers were decided.",
             "The simulated fleet stands for the cluster and is not restarted.",
@@ -213,17 +191,12 @@ def _streams(account: Account, soak: Soak) -> Table:
 
 
 def _memory(soak: Soak) -> Table:
-    rows = []
-    for what, lives in soak.memory.items():
-        lived = [life for life in lives if life.mb]
-        slopes = [slope for life in lived if (slope := life.grown_mb_per_min()) is not None]
-        highest = max((max(life.mb) for life in lived), default=0.0)
-        rows.append((what, len(lived), highest, max(slopes, default=None), lived[-1].mb[-1]))
+    quarters = (0.0, 0.25, 0.5, 0.75, 1.0)
     return Table(
-        title="Resident memory (MB)",
-        columns=("process", "lives", "highest", "steepest MB/min", "at the end"),
-        rows=tuple(rows),
-        notes=(
-            f"Steepest: line through one life from {_YOUNG_S:g} s of age on; - where none was long enough.",
+        title=f"Resident memory (MB) over {HOURS:g} h of control time after that, without restarts",
+        columns=("process", "first", "quarter", "half", "three quarters", "last"),
+        rows=tuple(
+            (what, *(mb[round(share * (len(mb) - 1))] for share in quarters))
+            for what, mb in soak.memory_mb.items()
         ),
     )

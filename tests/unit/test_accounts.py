@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import pytest
-
 from benchmarks import accounts
 from benchmarks.accounts import Fact
-from benchmarks.soak import Memory, account_of
+from benchmarks.soak import account_of
 
 SERVERS = ("a", "b")
 
@@ -62,12 +60,3 @@ def test_a_key_that_goes_back_to_an_instance_was_held_by_two() -> None:
     assert accounts.shared(accounts.turns(moved, lambda f: f.subject)) == []
     back = [*moved, said("forecast.issued", "a", 1, "one-1")]
     assert accounts.shared(accounts.turns(back, lambda f: f.subject)) == ["stoker.v1.forecast.issued.a"]
-
-
-def test_memory_that_grows_is_told_from_memory_that_was_loaded_at_the_start() -> None:
-    ages_s = [float(second) for second in range(0, 120, 2)]
-    flat = Memory(ages_s, [min(100.0, 10 * age_s) for age_s in ages_s])
-    assert flat.grown_mb_per_min() == pytest.approx(0.0, abs=1e-9)
-    leaking = Memory(ages_s, [100.0 + 0.5 * age_s for age_s in ages_s])
-    assert leaking.grown_mb_per_min() == pytest.approx(30.0)
-    assert Memory(ages_s[:10], [1.0] * 10).grown_mb_per_min() is None
