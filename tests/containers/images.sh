@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes the images that Dockerfile and docker-compose.yml begin with, where podman has no registry to pull from:
-# a debootstrapped Debian with Python under the name of the base image, and from it NATS and Prometheus.
+# Has podman's images ready ahead of the tests here: what Dockerfile and docker-compose.yml begin with is pulled or, where
+# no registry is reached, made: a debootstrapped Debian with Python under the name of the base image, and from it NATS
+# and Prometheus. Then the project's own image is built, so that the tests find its layers.
 #
 #   tests/containers/images.sh
 #
-# Needs root on Debian with podman, runc, buildah, netavark, aardvark-dns, debootstrap and prometheus, and nats-server
-# on PATH or in .venv.
-# It does nothing for images that are there. STOKER_DEBIAN_MIRROR names another mirror.
+# Where it makes them it needs root on Debian with podman, debootstrap and prometheus, and nats-server on PATH or in
+# .venv. It does nothing for images that are there. STOKER_DEBIAN_MIRROR names another mirror.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 repository=$here/../..
@@ -14,15 +14,19 @@ export CONTAINERS_CONF=$here/containers.conf
 
 say() { printf '%s images.sh: %s\n' "$(date -u +%H:%M:%S)" "$*" >&2; }
 image_of() { sed -n "s/^ *image: \(docker.io.*\/$1:.*\)/\1/p" "$repository/docker-compose.yml"; }
+had() { podman image exists "$1" || timeout 300 podman pull --quiet "$1" >/dev/null 2>&1; }
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-base=docker.io/library/$(sed -n 's/^FROM \([^ ]*\)$/\1/p' "$repository/Dockerfile")
-if ! podman image exists "$base"; then
+tag=$(sed -n 's/^FROM python:\([^ ]*\)$/\1/p' "$repository/Dockerfile")
+base=docker.io/library/python:$tag
+if ! had "$base"; then
   say "debootstrap for $base"
-  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$work/root" \
+  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates trixie "$work/root" \
     "${STOKER_DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$work/log" || { tail "$work/log" >&2; exit 1; }
+  version=$(chroot "$work/root" python3 --version)
+  [[ $version == "Python ${tag%-slim}."* ]] || { say "$base cannot be made of a Debian with $version"; exit 1; }
   ln -s python3 "$work/root/usr/bin/python"
   # What this machine trusts, the network that it is on may need.
   cp /etc/ssl/certs/ca-certificates.crt "$work/root/etc/ssl/certs/ca-certificates.crt"
@@ -33,7 +37,9 @@ fi
 made() {
   local name=$1 binary=$2
   shift 2
-  podman image exists "$name" && return
+  if had "$name"; then
+    return
+  fi
   say "$name from $binary"
   mkdir -p "$work/context"
   cp "$binary" "$work/context/program"
@@ -43,3 +49,6 @@ made() {
 made "$(image_of nats)" "$(PATH=$PATH:$repository/.venv/bin command -v nats-server)" '"/usr/bin/program"'
 made "$(image_of prometheus)" "$(command -v prometheus)" \
   '"/usr/bin/program", "--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"'
+
+say "the image of the services"
+podman build --quiet --network host --tag stoker:local "$repository" >/dev/null
