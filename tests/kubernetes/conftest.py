@@ -10,7 +10,9 @@ from api_server import ApiServer, api_server, wait_for
 from custom_resources import Objects
 from kubelet import Kubelet, node
 
-ROLES = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base" / "rbac"
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "kubernetes"
+ROLES = (*sorted((DEPLOYED / "base" / "rbac").glob("*.yaml")), DEPLOYED / "operator" / "rbac.yaml")
+DEFINITIONS = sorted((DEPLOYED / "operator" / "crds").glob("*.yaml"))
 NODES = (("node-h100-a", "H100", 8), ("node-h100-b", "H100", 4), ("node-l4", "L4", 8))
 _NUMBERS = count(1)
 API = "/apis/inferno.platform.ai/v1alpha1"
@@ -55,22 +57,21 @@ def namespace(cluster: ApiServer, kubelet: Kubelet) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def roles(cluster: ApiServer) -> Path:
-    """The folder of the manifests that give Stoker's services their rights; they are in force."""
+def roles(cluster: ApiServer) -> None:
+    """The manifests that give Stoker's services their rights are in force."""
     cluster.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "stoker"}})
-    for path in sorted(ROLES.glob("*.yaml")):
+    for path in ROLES:
         for manifest in yaml.safe_load_all(path.read_text()):
             cluster.admin.create(manifest)
-    return ROLES
 
 
 @pytest.fixture(scope="session")
 def custom_resources(cluster: ApiServer) -> None:
     """The six kinds of custom resources, as the deployment defines them."""
-    for path in sorted((ROLES.parent / "crds").glob("*.yaml")):
+    for path in DEFINITIONS:
         made = yaml.safe_load(path.read_text())
         cluster.admin.create(made)
-    for path in sorted((ROLES.parent / "crds").glob("*.yaml")):
+    for path in DEFINITIONS:
         wait_for(cluster, f"{API}/{path.stem}", lambda found: "items" in found)
 
 
@@ -83,19 +84,19 @@ def objects(cluster: ApiServer, namespace: str, custom_resources: None) -> Itera
 
 
 @pytest.fixture
-def operator_config(cluster: ApiServer, roles: Path) -> Path:
+def operator_config(cluster: ApiServer, roles: None) -> Path:
     """A kubeconfig of the operator's service account."""
     return cluster.kubeconfig_file("operator", cluster.token("stoker", "stoker-operator"))
 
 
 @pytest.fixture
-def reader(cluster: ApiServer, roles: Path) -> Path:
+def reader(cluster: ApiServer, roles: None) -> Path:
     """A kubeconfig of the collector's service account."""
     return cluster.kubeconfig_file("collector", cluster.token("stoker", "stoker-collector"))
 
 
 @pytest.fixture
-def writer(cluster: ApiServer, roles: Path) -> Path:
+def writer(cluster: ApiServer, roles: None) -> Path:
     """A kubeconfig of the actuator's service account."""
     return cluster.kubeconfig_file("actuator", cluster.token("stoker", "stoker-actuator"))
 

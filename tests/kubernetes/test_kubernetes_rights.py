@@ -34,8 +34,12 @@ GROUPS = "leaderworkerset.x-k8s.io"
 
 def role_of(service: str) -> dict[str, Any]:
     """The role in a service's manifest."""
-    documents = yaml.safe_load_all((ROLES / f"{service}.yaml").read_text())
-    (role,) = [one for one in documents if one["kind"] == "ClusterRole"]
+    documents = [one for path in ROLES for one in yaml.safe_load_all(path.read_text())]
+    (role,) = [
+        one
+        for one in documents
+        if (one["kind"], one["metadata"]["name"]) == ("ClusterRole", f"stoker-{service}")
+    ]
     return dict(role)
 
 
@@ -58,7 +62,7 @@ def named(right: Right) -> str:
 
 
 @pytest.fixture
-def lacking(cluster: ApiServer, roles: Path) -> Iterator[Callable[[str, Right], None]]:
+def lacking(cluster: ApiServer, roles: None) -> Iterator[Callable[[str, Right], None]]:
     """Takes a right from a service until the end of the test."""
     changed = []
 

@@ -285,7 +285,7 @@ async def test_one_servers_failure_is_an_event_and_does_not_stop_the_next(
 
 
 async def test_a_credential_that_is_no_longer_good_is_an_event_until_it_is_rotated(
-    cluster: ApiServer, namespace: str, reader: Path, roles: Path
+    cluster: ApiServer, namespace: str, reader: Path, roles: None
 ) -> None:
     cluster.admin.create(variant(namespace, "chat", "H100"))
     writer = cluster.kubeconfig_file("rotated-writer", cluster.token("stoker", "stoker-actuator"))
