@@ -61,10 +61,15 @@ class Kind:
     @property
     def path(self) -> str:
         """The list over all namespaces."""
-        return f"/apis/{self.api}/{self.plural}"
+        return self.path_within(None)
+
+    def path_within(self, namespace: str | None) -> str:
+        """The list in one namespace, or over all of them."""
+        within = f"/namespaces/{namespace}" if namespace else ""
+        return f"/apis/{self.api}{within}/{self.plural}"
 
     def object_path(self, namespace: str, name: str) -> str:
-        return f"/apis/{self.api}/namespaces/{namespace}/{self.plural}/{name}"
+        return f"{self.path_within(namespace)}/{name}"
 
 
 def kind_of(text: str) -> Kind:

@@ -16,9 +16,9 @@ from services.legacy.form import LegacyRefused
 from services.operator.core import Generation, State, declared, must_declare, observe, to_show
 from services.operator.declaration import Declaration, declare
 from services.operator.resources import API, FINALIZER, KINDS, Key, Resource, collection, read_resource
+from services.operator.scale_targets import Candidate, Change, mark, read_candidate
 from services.operator.settings import Settings
 from services.operator.status import Status, Told, changes, events_of, status_of
-from services.operator.targets import Candidate, Change, mark, read_candidate
 from services.runtime.envelope import Emit, Event, rfc3339
 from services.runtime.errors import Retry
 from services.runtime.service import Outcome, Service, Task
@@ -52,7 +52,7 @@ class OperatorService(Service):
         self._workloads: list[Mirror[Candidate]] = [
             Mirror(
                 self._cluster,
-                kind_of(one).path,
+                kind_of(one).path_within(self._settings.namespace),
                 partial(read_candidate, kind=kind_of(one), names=self._settings.accelerators),
                 optional=True,
             )

@@ -17,7 +17,8 @@ class OperatorSettings(BaseModel):
     cluster: ClusterSettings = ClusterSettings()
     """The cluster that holds the custom resources."""
     namespace: str | None = None
-    """Namespace whose resources are the fleet; by default those of all namespaces are one fleet."""
+    """Namespace whose resources are the fleet, and the workloads that they name; by default those of all namespaces
+    are one fleet."""
     workloads: tuple[Resource, ...] = WORKLOADS
     """Resources that a Server's scaleTargetRef may name, each as group/version/plural; the collector's setting of the
     same name. With none of them the operator needs no rights on workloads."""

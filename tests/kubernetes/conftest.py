@@ -9,6 +9,7 @@ import yaml
 from api_server import ApiServer, api_server, wait_for
 from custom_resources import Objects
 from kubelet import Kubelet, node
+from manifests import GROUPS
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "kubernetes"
 ROLES = (*sorted((DEPLOYED / "base" / "rbac").glob("*.yaml")), DEPLOYED / "operator" / "rbac.yaml")
@@ -73,6 +74,39 @@ def custom_resources(cluster: ApiServer) -> None:
         cluster.admin.create(made)
     for path in DEFINITIONS:
         wait_for(cluster, f"{API}/{path.stem}", lambda found: "items" in found)
+
+
+@pytest.fixture(scope="session")
+def leader_worker_sets(cluster: ApiServer) -> None:
+    """The resource of leader worker sets, without its controller."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    scale = {
+        "specReplicasPath": ".spec.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.hpaPodSelector",
+    }
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}, "scale": scale},
+    }
+    names = {"plural": "leaderworkersets", "singular": "leaderworkerset", "kind": "LeaderWorkerSet"}
+    cluster.admin.create(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {
+                "name": f"leaderworkersets.{GROUPS}",
+                "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/lws"},
+            },
+            "spec": {"group": GROUPS, "names": names, "scope": "Namespaced", "versions": [version]},
+        }
+    )
+    wait_for(
+        cluster, f"/apis/{GROUPS}/v1", lambda api: any(r["name"].endswith("/scale") for r in api["resources"])
+    )
 
 
 @pytest.fixture

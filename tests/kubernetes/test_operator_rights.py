@@ -6,19 +6,10 @@ from pathlib import Path
 
 import pytest
 from custom_resources import SAMPLES, Objects, stoker, until
-from manifests import deployment
-from test_kubernetes_rights import (
-    GROUPS,
-    Right,
-    group,
-    lacking,
-    leader_worker_sets,
-    named,
-    rights_of,
-    role_of,
-)
+from manifests import GROUPS, deployment, group
+from test_kubernetes_rights import Right, lacking, named, rights_of, role_of
 
-__all__ = ["lacking", "leader_worker_sets"]
+__all__ = ["lacking"]
 
 
 @pytest.fixture

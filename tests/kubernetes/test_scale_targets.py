@@ -101,6 +101,23 @@ async def test_marks_follow_the_reference_and_go_with_it(objects: Objects, aroun
     assert len(sets) == 2
 
 
+async def test_an_operator_of_one_namespace_leaves_the_marks_in_others(
+    objects: Objects, around: Stoker
+) -> None:
+    admin, other = objects.cluster.admin, Objects(objects.cluster, f"{objects.namespace}-other")
+    admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other.namespace}})
+    admin.create(deployment(other.namespace, "engine", annotations=MARKS))
+    admin.create(deployment(objects.namespace, "engine"))
+    admin.create(deployment(objects.namespace, "left-over", annotations=MARKS))
+    objects.edit("Server", "chat", scaleTargetRef=ENGINE)
+    around.operator()
+    await marked(objects, "engine", MARKS)
+    await marked(objects, "left-over", {})
+    assert marks_of(other, "engine") == MARKS
+    admin.delete(path_of(other.namespace, "engine"))
+    admin.delete(f"/api/v1/namespaces/{other.namespace}")
+
+
 async def test_an_accelerator_that_the_workload_does_not_say_is_the_one_that_the_server_has(
     objects: Objects, around: Stoker
 ) -> None:

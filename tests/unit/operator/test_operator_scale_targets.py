@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.cluster.workloads import ACCELERATOR, MARKED, SERVER, AcceleratorNames, kind_of, read_workload
 from services.operator.resources import Resource
-from services.operator.targets import Candidate, Marking, mark, read_candidate
+from services.operator.scale_targets import Candidate, Marking, mark, read_candidate
 
 NAMES, DEPLOYMENTS = AcceleratorNames(), kind_of("apps/v1/deployments")
 FOLLOWED = ("apps/v1/deployments",)
