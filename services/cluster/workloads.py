@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 SERVER = "stoker.dev/server"
 ACCELERATOR = "stoker.dev/accelerator"
 PAUSED = "stoker.dev/paused"
+MARKED = "stoker.dev/marked"
+"""The marks that the operator gave a workload which a Server names, and takes away again."""
 MAX_BATCH = "stoker.dev/max-batch"
 MAX_BATCH_BY = "stoker.dev/max-batch-by"
 """How a batch limit is set: `annotation`, `argument:--NAME` or `configmap:NAME/KEY`; without it Stoker leaves it."""
@@ -59,10 +61,15 @@ class Kind:
     @property
     def path(self) -> str:
         """The list over all namespaces."""
-        return f"/apis/{self.api}/{self.plural}"
+        return self.path_within(None)
+
+    def path_within(self, namespace: str | None) -> str:
+        """The list in one namespace, or over all of them."""
+        within = f"/namespaces/{namespace}" if namespace else ""
+        return f"/apis/{self.api}{within}/{self.plural}"
 
     def object_path(self, namespace: str, name: str) -> str:
-        return f"/apis/{self.api}/namespaces/{namespace}/{self.plural}/{name}"
+        return f"{self.path_within(namespace)}/{name}"
 
 
 def kind_of(text: str) -> Kind:
@@ -109,17 +116,11 @@ class Workload:
 
 def read_workload(item: Mapping[str, Any], names: AcceleratorNames) -> Workload | None:
     """A workload as a server's variant; nothing when it is not marked as one, or its accelerator is not known."""
-    meta, spec = item["metadata"], item.get("spec", {})
-    marks = {**(meta.get("labels") or {}), **(meta.get("annotations") or {})}
-    server = _server(marks, meta["name"])
-    templates = _templates(spec)
-    accelerator = (
-        marks.get(ACCELERATOR)
-        or marks.get("inferno.server.allocation.accelerator")
-        or _accelerator(templates, names)
-    )
+    server, accelerator = identity_of(item, names)
     if server is None or accelerator is None:
         return None
+    meta, spec = item["metadata"], item.get("spec", {})
+    marks, templates = _marks(meta), _templates(spec)
     status = item.get("status") or {}
     return Workload(
         kind=str(item["kind"]),
@@ -138,6 +139,17 @@ def read_workload(item: Mapping[str, Any], names: AcceleratorNames) -> Workload 
         paused=marks.get(PAUSED) == "true",
         trouble=_trouble(status),
     )
+
+
+def identity_of(item: Mapping[str, Any], names: AcceleratorNames) -> tuple[str | None, str | None]:
+    """The server and the accelerator that a workload says it is of; nothing for what it does not say."""
+    marks = _marks(item["metadata"])
+    accelerator = (
+        marks.get(ACCELERATOR)
+        or marks.get("inferno.server.allocation.accelerator")
+        or _accelerator(_templates(item.get("spec", {})), names)
+    )
+    return _server(marks, item["metadata"]["name"]), accelerator
 
 
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
@@ -179,6 +191,10 @@ def cards_of(spec: Mapping[str, Any], names: AcceleratorNames) -> int:
         resources = container.get("resources") or {}
         total += names.cards({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
     return total
+
+
+def _marks(meta: Mapping[str, Any]) -> dict[str, str]:
+    return {**(meta.get("labels") or {}), **(meta.get("annotations") or {})}
 
 
 def _server(marks: Mapping[str, str], name: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.fleet import FleetDeclared, Server
-from services.legacy.form import SECTIONS, LegacyRefused, LegacySystem, parse_system
+from services.legacy.form import SECTIONS, LegacyRefused, LegacySystem, parse_system, shown
 from services.legacy.reader import fleet_of
 from services.operator.resources import Key, Resource
 
@@ -82,7 +82,7 @@ def declare(resources: Iterable[Resource], now_s: float) -> Declaration:
     def note(resource: Resource, text: str) -> None:
         remarks.setdefault(resource.key, []).append(text)
 
-    usable = _one_of_each_name([r for r in found if _readable(r, problems)], problems)
+    usable = _one_of_each_name([r for r in found if _readable(r, now_s, problems)], problems)
     optimizer = _in_force(usable["Optimizer"], problems)
     accelerators = {str(r.spec["name"]) for r in usable["Accelerator"]}
     models = []
@@ -120,28 +120,38 @@ def declare(resources: Iterable[Resource], now_s: float) -> Declaration:
     )
 
 
-def _readable(resource: Resource, problems: dict[Key, Problem]) -> bool:
-    """Whether an object can be read on its own; the API server refuses most that cannot."""
-    section = SECTION_OF[resource.kind]
+def _readable(resource: Resource, now_s: float, problems: dict[Key, Problem]) -> bool:
+    """Whether an object makes a fleet on its own; the API server refuses most that do not."""
+    servers = [resource] if resource.kind == "Server" else []
+    fewest, most = resource.spec.get("minReplicas", 1), resource.spec.get("maxReplicas")
     try:
-        rows = _rows(resource.kind, [resource])
-        sections = {section: (resource.shown, {SECTIONS[section]: rows})}
-        if resource.kind == "Model":
-            # An entry is only read if its accelerator is there; whether it is, is asked later.
-            stubs = [{"name": row["acc"], "type": row["acc"]} for row in rows]
-            sections["acceleratordata"] = ("", {"accelerators": stubs})
-        system = parse_system(sections)
-        if resource.kind in ("Accelerator", "Model", "ServiceClass"):
-            fleet_of(system, 0.0)
+        if servers and most is not None and most < fewest:
+            raise LegacyRefused(
+                f"spec.maxReplicas is {most}: expected at least spec.minReplicas, which is {fewest}"
+            )
+        _completed(parse_system(_alone(resource)), servers, True, now_s)
     except LegacyRefused as error:
         problems[resource.key] = Problem("Invalid", str(error))
         return False
-    fewest, most = resource.spec.get("minReplicas", 1), resource.spec.get("maxReplicas")
-    if resource.kind == "Server" and most is not None and most < fewest:
-        text = f"spec.maxReplicas is {most}: expected at least spec.minReplicas, which is {fewest}"
-        problems[resource.key] = Problem("Invalid", text)
-        return False
     return True
+
+
+def _alone(resource: Resource) -> dict[str, tuple[str, Any]]:
+    """The legacy form of one object, with what it refers to: whether that is there, is asked later."""
+    rows = _rows(resource.kind, [resource])
+    section = SECTION_OF[resource.kind]
+    accelerators, models = [], []
+    if resource.kind == "Model":
+        accelerators = [row["acc"] for row in rows]
+    elif resource.kind == "Server":
+        accelerators, models = ["any"], [{"name": resource.spec["model"], "acc": "any"}]
+    referred = {
+        "acceleratordata": {"accelerators": [{"name": name, "type": name} for name in accelerators]},
+        "modeldata": {"models": models},
+    }
+    return {
+        key: (resource.shown, held) for key, held in (referred | {section: {SECTIONS[section]: rows}}).items()
+    }
 
 
 def _one_of_each_name(
@@ -291,7 +301,10 @@ def _completed(system: LegacySystem, servers: list[Resource], paused: bool, now_
     try:
         return FleetDeclared.model_validate({**content, "declared_at_s": now_s, "revision": _digest(content)})
     except ValidationError as error:
-        raise LegacyRefused(f"the fleet of the custom resources: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        where = "".join(f"{part}." for part in first["loc"])[:-1]
+        said = f"{where} is {shown(first['input'])}: {first['msg']}" if where else first["msg"]
+        raise LegacyRefused(f"the fleet of the custom resources: {said}") from None
 
 
 def _digest(content: Any) -> str:

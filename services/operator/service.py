@@ -5,15 +5,18 @@ import contextlib
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from schemas.fleet import FleetDeclared
 from services.cluster.client import MERGE_PATCH, Cluster, ClusterError, Refused
 from services.cluster.mirror import Following, Mirror
+from services.cluster.workloads import kind_of
 from services.legacy.form import LegacyRefused
 from services.operator.core import Generation, State, declared, must_declare, observe, to_show
 from services.operator.declaration import Declaration, declare
-from services.operator.resources import API, FINALIZER, KINDS, Resource, collection, read_resource
+from services.operator.resources import API, FINALIZER, KINDS, Key, Resource, collection, read_resource
+from services.operator.scale_targets import Candidate, Change, mark, read_candidate
 from services.operator.settings import Settings
 from services.operator.status import Status, Told, changes, events_of, status_of
 from services.runtime.envelope import Emit, Event, rfc3339
@@ -21,6 +24,7 @@ from services.runtime.errors import Retry
 from services.runtime.service import Outcome, Service, Task
 
 _WRITERS = 16
+_FIELD_MANAGER = "stoker-operator"
 _LOOK_S = 1.0
 """Wall seconds after which everything is looked at again though nothing was told, for periods that have passed."""
 
@@ -44,6 +48,18 @@ class OperatorService(Service):
             for kind in KINDS
         ]
         self._following = Following(*self._mirrors)
+        # Not woken by these: workloads change far more often than what is declared of them.
+        self._workloads: list[Mirror[Candidate]] = [
+            Mirror(
+                self._cluster,
+                kind_of(one).path_within(self._settings.namespace),
+                partial(read_candidate, kind=kind_of(one), names=self._settings.accelerators),
+                optional=True,
+            )
+            for one in self._settings.workloads
+        ]
+        self._following_workloads = Following(*self._workloads)
+        self._off_target: Mapping[Key, str] = {}
         self._state = State()
         self._authority = ""
         self._read: tuple[object, Declaration] | None = None
@@ -72,6 +88,7 @@ class OperatorService(Service):
 
     async def close(self) -> None:
         await self._following.close()
+        await self._following_workloads.close()
         await self._cluster.close()
 
     async def _reconcile_on_change(self) -> None:
@@ -106,6 +123,8 @@ class OperatorService(Service):
         failures = await self._side_by_side(self._finalize(one, True) for one in lacking)
         if must_declare(self._state, declaration, now_s, self._settings.ask_again_s):
             await self._publish(declaration, now_s)
+        failures += await self._mark(resources, declaration)
+        declaration = _with_remarks(declaration, self._off_target)
         shown = to_show(self._state, declaration)
         failures += await self._show(resources, declaration, shown, now_s)
         if shown is not None:
@@ -137,6 +156,26 @@ class OperatorService(Service):
         self._authority = self.name
         self._state = declared(self._state, replace(declaration, fleet=fleet))
         self.host.log.info("fleet declared", revision=fleet.revision, servers=len(fleet.servers))
+
+    async def _mark(self, resources: Sequence[Resource], declaration: Declaration) -> list[ClusterError]:
+        """Make the workloads that declared Servers name known to the collector and the actuator."""
+        error = await self._following_workloads.error(self._settings.cluster.timeout_s)
+        if error is not None:
+            return [error]
+        known = set(declaration.servers.values())
+        marking = mark(
+            [one for one in resources if one.key in known],
+            [one.name for one in declaration.fleet.accelerators],
+            [one for mirror in self._workloads for one in mirror.objects.values()],
+            self._settings.workloads,
+        )
+        self._off_target = marking.remarks
+        return await self._side_by_side(self._annotate(change) for change in marking.changes)
+
+    async def _annotate(self, change: Change) -> None:
+        meta = {"resourceVersion": change.resource_version, "annotations": change.annotations}
+        query = {"fieldManager": _FIELD_MANAGER}
+        await self._cluster.call("PATCH", change.path, query, {"metadata": meta}, MERGE_PATCH)
 
     async def _show(
         self,
@@ -185,7 +224,7 @@ class OperatorService(Service):
             "type": told.type,
             "reason": told.reason,
             "message": told.message[:1000],
-            "source": {"component": "stoker-operator"},
+            "source": {"component": _FIELD_MANAGER},
             "firstTimestamp": at,
             "lastTimestamp": at,
             "count": 1,
@@ -217,3 +256,8 @@ class OperatorService(Service):
             return None
 
         return [e for e in await asyncio.gather(*(one(work) for work in works)) if e is not None]
+
+
+def _with_remarks(declaration: Declaration, more: Mapping[Key, str]) -> Declaration:
+    added = {key: (*declaration.remarks.get(key, ()), text) for key, text in more.items()}
+    return replace(declaration, remarks={**declaration.remarks, **added})

@@ -83,7 +83,7 @@ def events_of(resource: Resource, status: Status) -> Sequence[Told]:
     """What is worth an Event in the step from the object's status to a new one."""
     before = {c["type"]: c for c in resource.status.get("conditions") or ()}
     after = {c["type"]: c for c in status["conditions"]}
-    told = []
+    told: list[Told] = []
     for kind, bad in (("Ready", "False"), ("Feasible", "False"), ("Actuated", "False"), ("Degraded", "True")):
         now, old = after.get(kind), before.get(kind)
         if now is None or now["status"] != bad or now["reason"] == "DryRun":
@@ -93,7 +93,10 @@ def events_of(resource: Resource, status: Status) -> Sequence[Told]:
             now["reason"],
             now["message"],
         ):
-            told.append(Told("Warning", now["reason"], now["message"]))
+            news = Told("Warning", now["reason"], now["message"])
+            # What failed and what is degraded by it is one piece of news.
+            if news not in told:
+                told.append(news)
     desired = status.get("desiredAlloc")
     if desired is not None and _size(desired) != _size(resource.status.get("desiredAlloc") or {}):
         text = "{numReplicas} replicas on {accelerator}, batch {maxBatch}".format(**desired)

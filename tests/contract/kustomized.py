@@ -1,7 +1,9 @@
 """The objects that `kubectl kustomize` makes of the deployed overlays."""
 
+import copy
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,17 @@ import pytest
 import yaml
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-OVERLAYS = ("dry-run", "active")
+OVERLAYS = tuple(sorted(path.name for path in (DEPLOY / "kubernetes" / "overlays").iterdir()))
 OF_THE_PROMETHEUS_OPERATOR = {"ServiceMonitor", "PrometheusRule"}
 
 
 def rendered(overlay: str) -> list[dict[str, Any]]:
     """The objects of an overlay."""
+    return copy.deepcopy(_objects(overlay))
+
+
+@cache
+def _objects(overlay: str) -> list[dict[str, Any]]:
     program = shutil.which("kubectl")
     if program is None:
         pytest.skip("no kubectl on PATH; .ci/run says where one of 1.27 or newer is had")

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import sys
+import time
 from itertools import product
 from pathlib import Path
 
@@ -13,15 +15,16 @@ from echo import Echo, chassis_of, sent, until, window
 from guarded import DEPLOYED, Guarded, apply, denied, guarded, kept, new_key, trusting
 from scenario_of_users import Users
 
+from schemas.decision import DecisionMade
 from schemas.subjects import PARTITIONS
 from schemas.topics import TOPICS, VERBS, Delivery, Stream
 from services.runtime.bus import Bus
 from services.runtime.envelope import Wire, decode
 from services.runtime.errors import Fatal, Reject, Retry
-from services.runtime.permissions import OPERATOR, files, users
+from services.runtime.permissions import OPERATOR, READER, files, users
 from services.runtime.topology import topology
 
-SERVICES = tuple(user for user in users() if user != OPERATOR)
+SERVICES = tuple(user for user in users() if user not in (OPERATOR, READER))
 BUCKETS = ("SNAPSHOTS", "LEASES")
 STREAMS = (*(stream.value for stream in Stream), *(f"KV_{bucket}" for bucket in BUCKETS))
 
@@ -123,9 +126,9 @@ def subscriptions() -> dict[str, set[str]]:
         s: set() for s in (">", "*", "stoker.>", "_INBOX.>", "$JS.>", "$KV.>", "$SYS.>")
     }
     for topic in TOPICS:
-        tried[topic.filter] = set()
+        tried[topic.filter] = {READER} if topic.stream is Stream.DECISIONS else set()
     for user in users():
-        tried[f"_INBOX.{user}.>"] = {user} - {OPERATOR}
+        tried[f"_INBOX.{user}.>"] = {user} - {OPERATOR, READER}
     for verb in VERBS:
         tried[verb.subject] = {verb.service}
     for verb, service in product(("PING", "INFO", "STATS"), SERVICES):
@@ -140,16 +143,17 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         yield started
 
 
-@pytest.mark.parametrize("service", SERVICES)
-async def test_a_service_may_use_exactly_its_own_subjects_and_requests(server: Guarded, service: str):
+@pytest.mark.parametrize("user", (*SERVICES, READER))
+async def test_a_user_may_use_exactly_its_own_subjects_and_requests(server: Guarded, user: str):
     published, subscribed = publishes(), subscriptions()
     lines = [f"PUB {subject} 0\r\n\r\n" for subject in published]
     lines += [f"SUB {subject} {k}\r\n" for k, subject in enumerate(subscribed)]
-    allowed = [service in may for may in (*published.values(), *subscribed.values())]
-    refused = await denied(server, service, lines)
+    allowed = [user in may for may in (*published.values(), *subscribed.values())]
+    refused = await denied(server, user, lines)
     wrong = [line for line, no, may in zip(lines, refused, allowed, strict=True) if no == may]
     assert wrong == []
-    assert sum(allowed) > 20
+    # A reader hears decisions, what was done and what failed, and alerts, and says nothing.
+    assert sum(allowed) == 4 if user == READER else sum(allowed) > 20
     assert len(lines) > 1500
 
 
@@ -199,6 +203,36 @@ async def test_what_the_server_can_be_made_to_say_under_another_s_subject_is_no_
         decode(raw)
     await bus.close()
     await people.close()
+
+
+@pytest.mark.parametrize("by", ["password", "nkey"])
+async def test_an_outside_reader_follows_decisions_with_the_script_of_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+):
+    repository = DEPLOYED.parents[1]
+    example = repository / "schemas" / "examples" / "decision.made" / "v1" / "full.json"
+    made = DecisionMade.model_validate_json(example.read_text())
+    async with guarded(tmp_path / "nats", monkeypatch, by=by) as server:
+        held = server.credentials[READER]
+        url, seed = server.url, [str(held["nkey_seed_file"])] if by == "nkey" else []
+        if by == "password":
+            url = url.replace("://", f"://{READER}:{held['password']}@")
+        script = [repository / "docs" / "follow_decisions.py", url]
+        script += [repository / "schemas" / "json" / "decision.made.v1.json", "3", *seed]
+        following = await asyncio.create_subprocess_exec(sys.executable, *script, stdout=-1, stderr=-1)
+        said = asyncio.create_task(following.communicate())
+        actuator = await Bus.connect(server.settings("actuator"), "actuator")
+        number = 0
+        deadline = time.monotonic() + 30
+        while not said.done():
+            assert time.monotonic() < deadline, "the reader hears nothing"
+            number += 1
+            await actuator.publish(sent(made.model_copy(update={"decided_at_s": float(number)})))
+            await asyncio.wait([said], timeout=0.1)
+        await actuator.close()
+    lines, complained = said.result()
+    assert following.returncode == 0, complained.decode()
+    assert [line.split()[0] for line in lines.decode().splitlines()] == [made.server] * 3
 
 
 # Everything that each must do works.

@@ -9,8 +9,11 @@ import yaml
 from api_server import ApiServer, api_server, wait_for
 from custom_resources import Objects
 from kubelet import Kubelet, node
+from manifests import GROUPS
 
-ROLES = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base" / "rbac"
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "kubernetes"
+ROLES = (*sorted((DEPLOYED / "base" / "rbac").glob("*.yaml")), DEPLOYED / "operator" / "rbac.yaml")
+DEFINITIONS = sorted((DEPLOYED / "operator" / "crds").glob("*.yaml"))
 NODES = (("node-h100-a", "H100", 8), ("node-h100-b", "H100", 4), ("node-l4", "L4", 8))
 _NUMBERS = count(1)
 API = "/apis/inferno.platform.ai/v1alpha1"
@@ -55,23 +58,55 @@ def namespace(cluster: ApiServer, kubelet: Kubelet) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def roles(cluster: ApiServer) -> Path:
-    """The folder of the manifests that give Stoker's services their rights; they are in force."""
+def roles(cluster: ApiServer) -> None:
+    """The manifests that give Stoker's services their rights are in force."""
     cluster.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "stoker"}})
-    for path in sorted(ROLES.glob("*.yaml")):
+    for path in ROLES:
         for manifest in yaml.safe_load_all(path.read_text()):
             cluster.admin.create(manifest)
-    return ROLES
 
 
 @pytest.fixture(scope="session")
 def custom_resources(cluster: ApiServer) -> None:
     """The six kinds of custom resources, as the deployment defines them."""
-    for path in sorted((ROLES.parent / "crds").glob("*.yaml")):
+    for path in DEFINITIONS:
         made = yaml.safe_load(path.read_text())
         cluster.admin.create(made)
-    for path in sorted((ROLES.parent / "crds").glob("*.yaml")):
+    for path in DEFINITIONS:
         wait_for(cluster, f"{API}/{path.stem}", lambda found: "items" in found)
+
+
+@pytest.fixture(scope="session")
+def leader_worker_sets(cluster: ApiServer) -> None:
+    """The resource of leader worker sets, without its controller."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    scale = {
+        "specReplicasPath": ".spec.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.hpaPodSelector",
+    }
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}, "scale": scale},
+    }
+    names = {"plural": "leaderworkersets", "singular": "leaderworkerset", "kind": "LeaderWorkerSet"}
+    cluster.admin.create(
+        {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {
+                "name": f"leaderworkersets.{GROUPS}",
+                "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/lws"},
+            },
+            "spec": {"group": GROUPS, "names": names, "scope": "Namespaced", "versions": [version]},
+        }
+    )
+    wait_for(
+        cluster, f"/apis/{GROUPS}/v1", lambda api: any(r["name"].endswith("/scale") for r in api["resources"])
+    )
 
 
 @pytest.fixture
@@ -83,19 +118,19 @@ def objects(cluster: ApiServer, namespace: str, custom_resources: None) -> Itera
 
 
 @pytest.fixture
-def operator_config(cluster: ApiServer, roles: Path) -> Path:
+def operator_config(cluster: ApiServer, roles: None) -> Path:
     """A kubeconfig of the operator's service account."""
     return cluster.kubeconfig_file("operator", cluster.token("stoker", "stoker-operator"))
 
 
 @pytest.fixture
-def reader(cluster: ApiServer, roles: Path) -> Path:
+def reader(cluster: ApiServer, roles: None) -> Path:
     """A kubeconfig of the collector's service account."""
     return cluster.kubeconfig_file("collector", cluster.token("stoker", "stoker-collector"))
 
 
 @pytest.fixture
-def writer(cluster: ApiServer, roles: Path) -> Path:
+def writer(cluster: ApiServer, roles: None) -> Path:
     """A kubeconfig of the actuator's service account."""
     return cluster.kubeconfig_file("actuator", cluster.token("stoker", "stoker-actuator"))
 

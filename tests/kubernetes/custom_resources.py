@@ -131,8 +131,8 @@ class Stoker:
         self._running[name] = (chassis, asyncio.create_task(chassis.run()))
         return chassis
 
-    def operator(self, name: str = "operator", lease_s: float = 3.0) -> Chassis:
-        """One more operator."""
+    def operator(self, name: str = "operator", lease_s: float = 3.0, **more: Any) -> Chassis:
+        """One more operator; `more` are settings of it."""
         settings = OperatorProcess.model_validate(
             {
                 "bus": {"url": self.url},
@@ -141,6 +141,7 @@ class Stoker:
                 "operator": {
                     "cluster": {"kubeconfig": str(self._kubeconfig)},
                     "namespace": self._namespace,
+                    **more,
                 },
             }
         )

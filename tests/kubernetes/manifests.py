@@ -4,6 +4,8 @@ from typing import Any
 
 from kubelet import GPU, TYPE
 
+GROUPS = "leaderworkerset.x-k8s.io"
+
 
 def deployment(
     namespace: str,
@@ -59,6 +61,24 @@ def variant(
     return deployment(
         namespace, name, replicas=replicas, kind=accelerator, cards=cards, annotations=annotations, **more
     )
+
+
+def group(namespace: str, server: str) -> dict[str, Any]:
+    """A server whose replicas are groups of two pods with four cards each."""
+    made = variant(namespace, server, "H100", cards=4)["spec"]["template"]
+    return {
+        "apiVersion": f"{GROUPS}/v1",
+        "kind": "LeaderWorkerSet",
+        "metadata": {
+            "name": f"{server}-group",
+            "namespace": namespace,
+            "annotations": {
+                "stoker.dev/server": server,
+                "stoker.dev/max-batch-by": "argument:--max-num-seqs",
+            },
+        },
+        "spec": {"replicas": 1, "leaderWorkerTemplate": {"size": 2, "workerTemplate": made}},
+    }
 
 
 def path_of(namespace: str, name: str) -> str:

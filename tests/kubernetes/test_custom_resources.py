@@ -1,5 +1,7 @@
 """The operator on a real API server: custom resources in, statuses and Events out."""
 
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from api_server import Refusal
 from custom_resources import SAMPLES, Objects, Stoker, condition, stoker, until
 
 from schemas.fleet import FleetDeclared
-from services.operator.resources import collection
+from services.operator.resources import KINDS, collection
 from services.runtime.envelope import decode
 
 FLEET = SAMPLES / "fleet.yaml"
@@ -140,6 +142,28 @@ async def test_a_deleted_server_goes_once_a_fleet_without_it_is_declared(
     assert {server.name for server in fleets[0].servers} == {"chat", "digest"}
 
 
+async def test_what_others_refer_to_may_go_and_come_back(objects: Objects, around: Stoker) -> None:
+    objects.apply([FLEET])
+    objects.edit("Optimizer", "optimizer", periodSeconds=1)
+    around.operator()
+    await objects.until("Server", "chat", planned)
+    objects.delete("Model", "granite-8b")
+    lost = await objects.until("Server", "chat", lambda s: condition(s, "Ready").get("status") == "False")
+    assert lost["active"] is False
+    assert "there is no usable Model of that spec.name" in condition(lost, "Ready")["message"]
+    (again,) = [m for m in _manifests() if m["kind"] == "Model"]
+    objects.make(again)
+    back = await objects.until("Server", "chat", lambda s: condition(s, "Ready").get("status") == "True")
+    await objects.until("Server", "chat", lambda s: s["planGeneration"] > back["planGeneration"])
+    # Without an Optimizer nobody acts any more.
+    objects.delete("Optimizer", "optimizer")
+
+    async def paused() -> bool:
+        return all(server.paused for server in (await declared(around))[-1].servers)
+
+    await until(paused, lambda: f"{objects.reasons()}")
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "spec", "said"),
     [
@@ -226,6 +250,23 @@ async def test_kubectl_get_shows_what_is_decided(objects: Objects, around: Stoke
     assert (capacity["Cards"], model["Accelerators"]) == ("12 H100, 8 L4", "H100, L4")
 
 
+def test_kubectl_itself_shows_the_kinds_by_their_category(objects: Objects, admin_config: Path) -> None:
+    program = shutil.which("kubectl")
+    if program is None:
+        pytest.skip("no kubectl on PATH; Debian has it in the package kubernetes-client")
+    objects.apply([FLEET])
+    objects.edit("Server", "chat", scaleTargetRef={"kind": "Deployment", "name": "engine"})
+    asked = [program, "--kubeconfig", admin_config, "--namespace", objects.namespace, "get"]
+    whole = subprocess.run([*asked, "stoker"], capture_output=True, text=True, timeout=30)
+    assert whole.returncode == 0, whole.stderr
+    named = {line.split(".")[0] for line in whole.stdout.splitlines() if ".inferno.platform.ai/" in line}
+    assert named == {kind.lower() for kind in KINDS}
+    wide = subprocess.run([*asked, "servers", "-o", "wide"], capture_output=True, text=True, timeout=30)
+    head, chat, _ = wide.stdout.splitlines()
+    assert {"ACCELERATOR", "REPLICAS", "FEASIBLE", "VERDICT", "TARGET", "CLASS", "MODEL"} <= set(head.split())
+    assert chat.split()[:2] == ["chat", "chat"] and chat.split()[-4:-1] == ["engine", "Premium", "granite-8b"]
+
+
 async def test_an_operator_that_starts_again_plans_nothing_anew_and_goes_on(
     objects: Objects, around: Stoker
 ) -> None:
@@ -240,6 +281,18 @@ async def test_an_operator_that_starts_again_plans_nothing_anew_and_goes_on(
     await objects.until("Accelerator", "l4", lambda s: s.get("observedGeneration") == 2)
     assert {name: objects.get("Server", name) for name in before} == before
     assert [reason for _, reason, _ in objects.events()].count("Optimized") == 1
+
+
+async def test_of_two_operators_that_start_at_once_one_plans_and_tells(
+    objects: Objects, around: Stoker
+) -> None:
+    objects.apply([FLEET])
+    objects.edit("Optimizer", "optimizer", **ONCE)
+    both = [around.operator(name) for name in ("first", "second")]
+    await objects.until("Optimizer", "optimizer", lambda s: s.get("done"))
+    assert sorted(chassis.active for chassis in both) == [False, True]
+    assert sorted(reason for _, reason, _ in objects.events()) == ["Optimized", "Planned", "Planned"]
+    assert len(await declared(around)) == 1
 
 
 async def test_of_two_operators_one_acts_and_the_other_takes_over(objects: Objects, around: Stoker) -> None:

@@ -27,9 +27,12 @@ def understood(cluster: ApiServer, manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest, which is written for current clusters, as this server knows it.
 
     Budgets became policy/v1 in Kubernetes 1.21, with the same fields as v1beta1; the end of finished jobs was
-    behind a feature gate until then.
+    behind a feature gate until then, and the rules of definitions until 1.25.
     """
-    if int(cluster.admin.get("/version")["minor"].rstrip("+")) >= 21:
+    minor = int(cluster.admin.get("/version")["minor"].rstrip("+"))
+    if minor < 25 and manifest["kind"] == "CustomResourceDefinition":
+        return dict(without(manifest, "x-kubernetes-validations"))
+    if minor >= 21:
         return manifest
     if manifest["kind"] == "PodDisruptionBudget":
         return manifest | {"apiVersion": "policy/v1beta1"}
@@ -38,6 +41,12 @@ def understood(cluster: ApiServer, manifest: dict[str, Any]) -> dict[str, Any]:
             "spec": {k: v for k, v in manifest["spec"].items() if k != "ttlSecondsAfterFinished"}
         }
     return manifest
+
+
+def without(value: Any, field: str) -> Any:
+    if isinstance(value, dict):
+        return {key: without(inner, field) for key, inner in value.items() if key != field}
+    return [without(one, field) for one in value] if isinstance(value, list) else value
 
 
 @pytest.mark.usefixtures("roles")

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from api_server import READY_S, ApiServer, wait_for
+from api_server import READY_S, ApiServer
 from conftest import ROLES
-from manifests import variant
+from manifests import GROUPS, group, variant
 from operation import Operation, only
 
 from schemas.actuation import ActuationFailed, FailureReason, VariantScale
@@ -29,13 +29,16 @@ Right = tuple[int, str, str]
 """Number of a rule, a resource of it, and a verb."""
 
 CLUSTER_ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
-GROUPS = "leaderworkerset.x-k8s.io"
 
 
 def role_of(service: str) -> dict[str, Any]:
     """The role in a service's manifest."""
-    documents = yaml.safe_load_all((ROLES / f"{service}.yaml").read_text())
-    (role,) = [one for one in documents if one["kind"] == "ClusterRole"]
+    documents = [one for path in ROLES for one in yaml.safe_load_all(path.read_text())]
+    (role,) = [
+        one
+        for one in documents
+        if (one["kind"], one["metadata"]["name"]) == ("ClusterRole", f"stoker-{service}")
+    ]
     return dict(role)
 
 
@@ -58,7 +61,7 @@ def named(right: Right) -> str:
 
 
 @pytest.fixture
-def lacking(cluster: ApiServer, roles: Path) -> Iterator[Callable[[str, Right], None]]:
+def lacking(cluster: ApiServer, roles: None) -> Iterator[Callable[[str, Right], None]]:
     """Takes a right from a service until the end of the test."""
     changed = []
 
@@ -69,57 +72,6 @@ def lacking(cluster: ApiServer, roles: Path) -> Iterator[Callable[[str, Right], 
     yield take
     for service in changed:
         cluster.admin.call("PUT", f"{CLUSTER_ROLES}/stoker-{service}", role_of(service))
-
-
-@pytest.fixture(scope="session")
-def leader_worker_sets(cluster: ApiServer) -> None:
-    """The resource of leader worker sets, without its controller."""
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    scale = {
-        "specReplicasPath": ".spec.replicas",
-        "statusReplicasPath": ".status.replicas",
-        "labelSelectorPath": ".status.hpaPodSelector",
-    }
-    version = {
-        "name": "v1",
-        "served": True,
-        "storage": True,
-        "schema": {"openAPIV3Schema": schema},
-        "subresources": {"status": {}, "scale": scale},
-    }
-    names = {"plural": "leaderworkersets", "singular": "leaderworkerset", "kind": "LeaderWorkerSet"}
-    cluster.admin.create(
-        {
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": {
-                "name": f"leaderworkersets.{GROUPS}",
-                "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/lws"},
-            },
-            "spec": {"group": GROUPS, "names": names, "scope": "Namespaced", "versions": [version]},
-        }
-    )
-    wait_for(
-        cluster, f"/apis/{GROUPS}/v1", lambda api: any(r["name"].endswith("/scale") for r in api["resources"])
-    )
-
-
-def group(namespace: str, server: str) -> dict[str, Any]:
-    """A server whose replicas are groups of two pods with four cards each."""
-    made = variant(namespace, server, "H100", cards=4)["spec"]["template"]
-    return {
-        "apiVersion": f"{GROUPS}/v1",
-        "kind": "LeaderWorkerSet",
-        "metadata": {
-            "name": f"{server}-group",
-            "namespace": namespace,
-            "annotations": {
-                "stoker.dev/server": server,
-                "stoker.dev/max-batch-by": "argument:--max-num-seqs",
-            },
-        },
-        "spec": {"replicas": 1, "leaderWorkerTemplate": {"size": 2, "workerTemplate": made}},
-    }
 
 
 @pytest.mark.parametrize("right", rights_of("collector"), ids=named)

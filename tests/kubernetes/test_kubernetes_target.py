@@ -285,7 +285,7 @@ async def test_one_servers_failure_is_an_event_and_does_not_stop_the_next(
 
 
 async def test_a_credential_that_is_no_longer_good_is_an_event_until_it_is_rotated(
-    cluster: ApiServer, namespace: str, reader: Path, roles: Path
+    cluster: ApiServer, namespace: str, reader: Path, roles: None
 ) -> None:
     cluster.admin.create(variant(namespace, "chat", "H100"))
     writer = cluster.kubeconfig_file("rotated-writer", cluster.token("stoker", "stoker-actuator"))
@@ -349,6 +349,8 @@ async def test_a_disruption_budget_is_kept_step_by_step(
     cluster.admin.create(variant(namespace, "chat", "H100", replicas=4))
     operation = operate("chat")
     await operation.settled("chat", H100=4)
+    # The actuator reads the Deployment's own count of what is ready, which its controller writes after the pods'.
+    wait_for(cluster, path_of(namespace, "chat-h100"), lambda d: d["status"].get("readyReplicas") == 4)
     budget = budget_for(cluster, namespace, {"maxUnavailable": 1})
     wait_for(cluster, budget, lambda b: b.get("status", {}).get("disruptionsAllowed") == 1)
     applied = only(ActuationApplied, await operation.plan(chat={"H100": 2}))
