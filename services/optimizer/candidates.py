@@ -8,6 +8,7 @@ from schemas.fleet import BatchChoice, FleetDeclared, ModelProfile, Server, obje
 from schemas.plan import Prediction, ServerStatus
 from services.optimizer.holdings import Catalogue, cost_per_hour, current_allocation, usable_cards
 from services.optimizer.load import Load, planned_load
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import (
     Candidate,
     Held,
@@ -16,7 +17,6 @@ from services.optimizer.problem import (
     ServerProblem,
     transition_value,
 )
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.sizing import Latencies, Laws, Size, latencies, size, smallest_batches
 from services.optimizer.state import State
 from services.perfmodel.queueing import QueueingModel

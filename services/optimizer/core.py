@@ -8,8 +8,8 @@ from schemas.fleet import FleetDeclared, Ranking, Server
 from schemas.plan import Allocation, Inputs, PlanIssued, PlanProposed, Prediction, ServerStatus
 from services.optimizer.candidates import MOST_COST_PER_HOUR, Assembly, Memory, assemble, predict
 from services.optimizer.explain import explain, explain_unserved, shortened
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import Candidate, Choice, ServerProblem, SolveOutcome
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.sizing import Laws
 from services.optimizer.solver import Solver
 from services.optimizer.state import State, observe

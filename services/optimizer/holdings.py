@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from schemas.fleet import FleetDeclared, Server
 from schemas.telemetry import VariantInventory
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import Held
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.state import State
 
 

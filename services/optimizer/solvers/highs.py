@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
+from services.optimizer.solvers.matrix import Matrix
 from services.runtime.plugins import PluginRefused
 
 Array = NDArray[np.float64]
@@ -28,7 +28,7 @@ class Program:
     cost: Array
     upper: Array
     integer: Flags
-    matrix: Any
+    matrix: Matrix
     row_lower: Array
     row_upper: Array
 
@@ -38,7 +38,7 @@ class Program:
             self.cost,
             self.upper,
             self.integer,
-            sparse.vstack([self.matrix, sparse.csr_matrix(row)], format="csr"),
+            self.matrix.over(Matrix.of(row[None, :])),
             np.append(self.row_lower, at_least),
             np.append(self.row_upper, np.inf),
         )
@@ -136,7 +136,7 @@ class Cuts:
 
     def __init__(self, gain: Array) -> None:
         """gain: shape (n,)."""
-        none = sparse.csr_matrix((0, len(gain)))
+        none = Matrix.of(np.zeros((0, len(gain))))
         free = Program(
             -gain, np.zeros(len(gain)), np.zeros(len(gain), dtype=bool), none, np.zeros(0), np.zeros(0)
         )
@@ -148,17 +148,17 @@ class Cuts:
         every = np.arange(self._width, dtype=np.int32)
         self._solver.changeColsBounds(self._width, every, lower, upper)
 
-    def add(self, rows: Any, most: Array) -> None:
-        """rows: shape (k, n), sparse. most: shape (k,)."""
-        rows, count = sparse.csr_matrix(rows), len(most)
+    def add(self, rows: Array, most: Array) -> None:
+        """rows: shape (k, n), mostly zeros. most: shape (k,)."""
+        entries, count = Matrix.of(rows), len(most)
         self._solver.addRows(
             count,
             np.full(count, -np.inf),
             most,
-            rows.nnz,
-            rows.indptr[:-1].astype(np.int32),
-            rows.indices.astype(np.int32),
-            rows.data,
+            len(entries.value),
+            np.searchsorted(entries.row, np.arange(count)).astype(np.int32),
+            entries.column.astype(np.int32),
+            entries.value,
         )
 
     def solve(self) -> Array | None:
@@ -176,14 +176,12 @@ def _solver(program: Program, seconds: float, relaxed: bool) -> Any:
     from highspy._core import _Highs
 
     lp = highspy.HighsLp()
-    matrix = sparse.csc_matrix(program.matrix)
-    lp.num_row_, lp.num_col_ = matrix.shape
+    lp.num_row_, lp.num_col_ = program.matrix.rows, program.matrix.columns
     lp.col_cost_ = program.cost
     lp.col_lower_, lp.col_upper_ = np.zeros_like(program.upper), program.upper
     lp.row_lower_, lp.row_upper_ = program.row_lower, program.row_upper
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_, lp.a_matrix_.index_ = matrix.indptr, matrix.indices
-    lp.a_matrix_.value_ = matrix.data
+    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = program.matrix.by_column()
     if not relaxed:
         kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
         lp.integrality_ = [kinds[int(flag)] for flag in program.integer]

@@ -39,7 +39,7 @@ def solve_narrowed(program: Program, start: Array, seconds: float, gap_share: fl
     relaxed = solve_relaxed(program, seconds)
     if relaxed.x is None or relaxed.duals is None:
         return solve_integer(program, start, end - time.monotonic(), gap_share)
-    reduced = np.maximum(0.0, program.cost - program.matrix.T @ relaxed.duals)
+    reduced = np.maximum(0.0, program.cost - program.matrix.weighted(relaxed.duals))
     rows, ascending = len(program.row_upper), np.sort(reduced[program.upper > 0])
     best, bound, count = start, relaxed.bound, FIRST_PER_ROW * rows
     while time.monotonic() < end:
@@ -74,7 +74,7 @@ def _only(program: Program, some: Flags) -> Program:
         cost=program.cost[some],
         upper=program.upper[some],
         integer=program.integer[some],
-        matrix=program.matrix[:, some],
+        matrix=program.matrix.some(some),
     )
 
 
