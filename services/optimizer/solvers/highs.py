@@ -14,6 +14,8 @@ from services.runtime.plugins import PluginRefused
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+# Searches for better solutions within the search, which take most of its time where it begins with a good one.
+INNER_SEARCHES = tuple(f"mip_heuristic_run_{name}" for name in ("rins", "rens", "root_reduced_cost"))
 # HiGHS keeps bounds of rows to about this.
 PROVEN_ROUNDING = 1e-6
 
@@ -96,6 +98,9 @@ def _run(
     solver.setOptionValue("mip_abs_gap", 1e-9)
     if nodes is not None:
         solver.setOptionValue("mip_max_nodes", nodes)
+    elif start is not None:
+        for option in INNER_SEARCHES:
+            solver.setOptionValue(option, False)
     if start is not None:
         first = highspy.HighsSolution()
         first.col_value = start.tolist()
