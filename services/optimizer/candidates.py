@@ -6,7 +6,16 @@ from dataclasses import dataclass, field, replace
 
 from schemas.fleet import BatchChoice, FleetDeclared, ModelProfile, Server, objective_of
 from schemas.plan import Prediction, ServerStatus
-from services.optimizer.holdings import Catalogue, cost_per_hour, current_allocation, usable_cards
+from services.optimizer.holdings import (
+    Catalogue,
+    cost_per_hour,
+    current_allocation,
+    declared_quotas,
+    platform_quotas,
+    power_w,
+    usable_cards,
+    variants,
+)
 from services.optimizer.load import Load, planned_load
 from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import (
@@ -80,7 +89,7 @@ class _Option:
 
 @dataclass
 class _Outlook:
-    """One server on its way to candidates or to exclusion."""
+    """One server on its way to candidates or to exclusion. quotas: by accelerator, the platform's for it."""
 
     server: Server
     load: Load
@@ -90,6 +99,7 @@ class _Outlook:
     dropped: list[str]
     excluded: Excluded | None = None
     inputs: tuple[object, ...] = ()
+    quotas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def assemble(
@@ -150,8 +160,13 @@ def assemble(
         else max(0.0, budget - cost_per_hour(state, catalogue, holding)),
         options=options,
         now_s=now_s,
-        power_limit_w=options.power_limit_w,
-        quotas=fleet.quotas,
+        power_limit_w=None
+        if options.power_limit_w is None
+        else max(0.0, options.power_limit_w - power_w(state, catalogue, holding)),
+        quotas=declared_quotas(state, fleet.quotas, catalogue, holding),
+        platform_quotas={}
+        if options.unlimited
+        else platform_quotas(state, catalogue, holding, settings, now_s),
     )
     return Assembly(
         problem,
@@ -211,10 +226,11 @@ def _outlook(
 ) -> _Outlook:
     load = planned_load(state, fleet, server, settings, now_s)
     current = current_allocation(state, catalogue, server)
+    quotas = {name: variant.quotas for name, variant in variants(state, server).items()}
     inputs = (
         (server, fleet.accelerators, catalogue.models[server.model], objective_of(fleet, server)),
         (load.inputs.rate_rps, load.inputs.input_tokens, load.inputs.output_tokens, load.missing),
-        (load.raise_only, current, fleet.optimizer.batch, model.name),
+        (load.raise_only, current, quotas, fleet.optimizer.batch, model.name),
         [
             state.parameters.get((server.model, p.accelerator))
             for p in catalogue.models[server.model].profiles
@@ -222,7 +238,7 @@ def _outlook(
     )
     if known := memory.recall(server.name, inputs):
         return replace(known, load=load)
-    outlook = _Outlook(server, load, current, [], [], [], inputs=inputs)
+    outlook = _Outlook(server, load, current, [], [], [], inputs=inputs, quotas=quotas)
     if load.missing:
         outlook.excluded = Excluded(ServerStatus.NO_LOAD, load.missing)
         return outlook
@@ -360,6 +376,7 @@ def _candidate(option: _Option, outlook: _Outlook, catalogue: Catalogue, found: 
         case=option.case,
         region=accelerator.region or "",
         power_w=profile.accelerator_count * accelerator.power.full_w if accelerator.power else 0.0,
+        quotas=outlook.quotas.get(accelerator.name, ()),
         held=current,
         parameters_at_s=option.parameters_at_s,
     )

@@ -48,7 +48,7 @@ def explain_unserved(server: ServerProblem, dropped: Sequence[str]) -> str:
     """What an unserved server would have taken."""
     best = server.candidates[0]
     sentences = [
-        f"No accelerators are left for it within capacity and budget: it would take {best.replicas} x "
+        f"No accelerators are left for it within capacity, quotas and budget: it would take {best.replicas} x "
         f"{best.accelerator}, {best.replicas * best.units_per_replica} cards of {best.type}.",
         f"Not considered: {'; '.join(dropped)}." if dropped else "",
     ]
