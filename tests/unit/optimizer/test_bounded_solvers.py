@@ -13,7 +13,7 @@ from services.optimizer.solver import Solver
 from services.optimizer.solvers.auto import AutoSettings, AutoSolver
 from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver
 
-SEEDS = 200
+SEEDS = 500
 # A level may lose 1e-6 of its largest weight to a later one, which HiGHS's own tolerances make necessary.
 LEVEL = 2e-5
 
