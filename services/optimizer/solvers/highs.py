@@ -14,7 +14,7 @@ from services.runtime.plugins import PluginRefused
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Searches for better solutions within the search, which take most of its time where it begins with a good one.
+# Searches for better solutions within the search, which take most of its time where only the proof is missing.
 INNER_SEARCHES = tuple(f"mip_heuristic_run_{name}" for name in ("rins", "rens", "root_reduced_cost"))
 # HiGHS keeps bounds of rows to about this.
 PROVEN_ROUNDING = 1e-6
@@ -66,15 +66,21 @@ class Answer:
 
 
 def solve_integer(
-    program: Program, start: Array | None, seconds: float, gap_share: float, nodes: int | None = None
+    program: Program,
+    start: Array | None,
+    seconds: float,
+    gap_share: float,
+    nodes: int | None = None,
+    near: bool = False,
 ) -> Answer:
     """The best whole solution within the time, from a first one where there is any.
 
     gap_share: distance to the bound, as a share of the objective, at which the search ends.
     nodes: the most that the search tree may have; None is without limit.
+    near: whether the first solution is so near the optimum that proof is what is missing.
     """
     began = time.monotonic()
-    answer = _run(program, start, seconds, gap_share, nodes)
+    answer = _run(program, start, seconds, gap_share, nodes, near)
     if start is None or answer.x is None or not answer.proven:
         return answer
     # Where presolve alone solves a program, HiGHS can hand the first solution back and call it optimal; only
@@ -82,14 +88,14 @@ def solve_integer(
     value = float(program.cost @ answer.x)
     if value <= answer.bound + max(gap_share * abs(value), PROVEN_ROUNDING * max(1.0, abs(value))):
         return answer
-    again = _run(program, None, seconds - (time.monotonic() - began), gap_share, nodes)
+    again = _run(program, None, seconds - (time.monotonic() - began), gap_share, nodes, near=False)
     if again.x is None or float(program.cost @ again.x) >= value:
         return Answer(answer.x, max(answer.bound, again.bound), again.proven)
     return again
 
 
 def _run(
-    program: Program, start: Array | None, seconds: float, gap_share: float, nodes: int | None
+    program: Program, start: Array | None, seconds: float, gap_share: float, nodes: int | None, near: bool
 ) -> Answer:
     import highspy
 
@@ -98,7 +104,7 @@ def _run(
     solver.setOptionValue("mip_abs_gap", 1e-9)
     if nodes is not None:
         solver.setOptionValue("mip_max_nodes", nodes)
-    elif start is not None:
+    if near:
         for option in INNER_SEARCHES:
             solver.setOptionValue(option, False)
     if start is not None:

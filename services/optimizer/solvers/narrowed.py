@@ -29,6 +29,8 @@ FEW = 200
 # no more than so many for each row. All but the last need not be solved closer than the gap.
 FIRST_PER_ROW, WIDER, LAST_PER_ROW = 1.5, 2.0, 5.0
 FIRST_GAP = 1e-4
+# A first solution this close to the relaxation, as a share of its value, is near the optimum.
+NEAR_SHARE = 5e-3
 
 
 def solve_narrowed(program: Program, start: Array, seconds: float, gap_share: float) -> Answer:
@@ -57,6 +59,7 @@ def solve_narrowed(program: Program, start: Array, seconds: float, gap_share: fl
             best[some],
             end - time.monotonic(),
             gap_share if last else max(gap_share, FIRST_GAP),
+            near=needed <= NEAR_SHARE * abs(value),
         )
         if found.x is not None:
             whole = np.zeros(len(best))
