@@ -8,11 +8,10 @@ from schemas.fleet import BatchChoice, FleetDeclared, ModelProfile, Server, obje
 from schemas.plan import Prediction, ServerStatus
 from services.optimizer.holdings import (
     Catalogue,
-    cost_per_hour,
+    asked_total,
     current_allocation,
     declared_quotas,
     platform_quotas,
-    power_w,
     usable_cards,
     variants,
 )
@@ -157,12 +156,12 @@ def assemble(
         else usable_cards(state, fleet, catalogue, holding, settings, now_s),
         budget_per_hour=None
         if budget is None
-        else max(0.0, budget - cost_per_hour(state, catalogue, holding)),
+        else max(0.0, budget - asked_total(state, holding, catalogue.cost_per_replica)),
         options=options,
         now_s=now_s,
         power_limit_w=None
         if options.power_limit_w is None
-        else max(0.0, options.power_limit_w - power_w(state, catalogue, holding)),
+        else max(0.0, options.power_limit_w - asked_total(state, holding, catalogue.power_per_replica_w)),
         quotas=declared_quotas(state, fleet.quotas, catalogue, holding),
         platform_quotas={}
         if options.unlimited

@@ -86,15 +86,6 @@ def cards(
     return taken
 
 
-def power_w(state: State, catalogue: Catalogue, servers: Iterable[Server]) -> float:
-    """Watts that what some servers are asked to have draws at most."""
-    return sum(
-        variant.desired * catalogue.power_per_replica_w(server.model, accelerator)
-        for server in servers
-        for accelerator, variant in variants(state, server).items()
-    )
-
-
 def declared_quotas(
     state: State, quotas: Iterable[Quota], catalogue: Catalogue, holding: Collection[Server]
 ) -> tuple[Quota, ...]:
@@ -141,10 +132,10 @@ def variants(state: State, server: Server) -> Mapping[str, VariantInventory]:
     return {v.accelerator: v for v in inventory.variants} if inventory else {}
 
 
-def cost_per_hour(state: State, catalogue: Catalogue, servers: Iterable[Server]) -> float:
-    """Cost per hour of what some servers are asked to have."""
+def asked_total(state: State, servers: Iterable[Server], per_replica: Callable[[str, str], float]) -> float:
+    """The sum over what some servers are asked to have. per_replica: by model and accelerator."""
     return sum(
-        variant.desired * catalogue.cost_per_replica(server.model, accelerator)
+        variant.desired * per_replica(server.model, accelerator)
         for server in servers
         for accelerator, variant in variants(state, server).items()
     )
