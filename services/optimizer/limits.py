@@ -41,12 +41,13 @@ def limits_of(problem: Problem) -> tuple[Limit, ...]:
         types = sorted({c.type for s in problem.servers for c in s.candidates})
         found += [Limit(LimitKind.CARDS, t, problem.capacity.get(t, 0), _cards_of(t)) for t in types]
     found += [Limit(LimitKind.QUOTA, q.name, q.cards, _quota(q)) for q in problem.quotas]
-    counted = sorted({name for s in problem.servers for c in s.candidates for name in c.quotas})
-    found += [
-        Limit(LimitKind.QUOTA, name, problem.platform_quotas[name], _platform_quota(name))
-        for name in counted
-        if name in problem.platform_quotas
-    ]
+    if problem.platform_quotas:
+        counted = {name for s in problem.servers for c in s.candidates for name in c.quotas}
+        found += [
+            Limit(LimitKind.QUOTA, name, most, _platform_quota(name))
+            for name, most in sorted(problem.platform_quotas.items())
+            if name in counted
+        ]
     for kind, most, use in (
         (LimitKind.BUDGET, problem.budget_per_hour, _cost),
         (LimitKind.POWER, problem.power_limit_w, _power),

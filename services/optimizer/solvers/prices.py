@@ -117,6 +117,7 @@ class _Planes:
 
     def __init__(self, problem: Priced) -> None:
         self._problem = problem
+        self._cost = np.where(problem.usable, problem.cost, np.inf)
         self.largest = max(1.0, float(np.abs(problem.cost[problem.usable]).max(initial=0.0)))
         servers = len(problem.must)
         self.groups = min(GROUPS, servers)
@@ -126,7 +127,7 @@ class _Planes:
     def cut(self, prices: Array, master: Cuts) -> float:
         """L at some prices, whose planes a program gets."""
         problem = self._problem
-        priced = np.where(problem.usable, problem.cost + prices @ problem.rows, np.inf)
+        priced = self._cost + prices @ problem.rows
         least = problem.least(priced)
         hits = np.flatnonzero(priced == least[problem.server])
         first = hits[np.minimum(np.searchsorted(problem.server[hits], np.arange(len(least))), len(hits) - 1)]
