@@ -17,8 +17,8 @@ from services.legacy.reader import read_system
 from services.optimizer.candidates import Memory
 from services.optimizer.compat import compat_problem
 from services.optimizer.core import State, observe, plan
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import Problem, SolveOutcome, service_of
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.solver import Solver
 from services.optimizer.solvers.auto import AutoSettings, AutoSolver
 from services.optimizer.solvers.greedy import GreedySettings, GreedySolver

@@ -5,8 +5,13 @@ an old consumer reads a new producer. One kind of unknown field is refused: a kn
 unit (``ttft_ms`` for ``ttft_s``), because ignoring it would lose a measurement without a word.
 """
 
+import ast
+import inspect
+from collections.abc import Iterator
 from enum import StrEnum
 from functools import cache
+from itertools import pairwise
+from textwrap import dedent
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -44,9 +49,26 @@ def unit_stem(field: str) -> str:
     return field
 
 
-def _ignores_unknown_fields(schema: dict[str, Any]) -> None:
-    """To those who read the schema, unknown fields are what they are to us: nothing."""
+def _explained(schema: dict[str, Any], contract: type[BaseModel]) -> None:
+    """To those who read the schema, fields say what they are, and unknown ones are what they are to us: nothing.
+
+    Pydantic would read the source of every contract whenever it is imported, for nobody to see.
+    """
     schema.pop("additionalProperties", None)
+    for base in reversed(contract.__mro__):
+        if issubclass(base, Contract) and base is not Contract:
+            for name, text in _docstrings(base):
+                schema["properties"][name]["description"] = text
+
+
+def _docstrings(contract: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """The fields that a class declares, each with the string below it."""
+    declaration = ast.parse(dedent(inspect.getsource(contract))).body[0]
+    assert isinstance(declaration, ast.ClassDef)
+    for field, below in pairwise(declaration.body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                yield name, inspect.cleandoc(text)
 
 
 class Contract(BaseModel):
@@ -62,8 +84,7 @@ class Contract(BaseModel):
         use_enum_values=False,
         validate_default=False,
         ser_json_inf_nan="constants",
-        use_attribute_docstrings=True,
-        json_schema_extra=_ignores_unknown_fields,
+        json_schema_extra=_explained,
     )
 
     def model_post_init(self, _: Any) -> None:

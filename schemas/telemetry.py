@@ -152,6 +152,8 @@ class VariantInventory(Contract):
     """What else sets the replicas, if something does, such as a HorizontalPodAutoscaler."""
     pending_reason: Annotated[str, Field(max_length=1000)] | None = None
     """Why pending replicas do not become ready, in the platform's words."""
+    quotas: tuple[Name, ...] = ()
+    """Quotas observed with the capacity that its replicas count against."""
 
 
 class StartupTime(Contract):
@@ -206,6 +208,8 @@ class QuotaObserved(Contract):
     """Most cards."""
     used: Count
     """Cards asked for now."""
+    used_by_others: Count = 0
+    """Of these, what others than the servers' own replicas ask for."""
 
 
 class CapacityObserved(Contract):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -115,13 +116,14 @@ def tail(
 
     async def work(held: Bus) -> int:
         seen = 0
-        async for raw in messages(held, subject, filters, start, follow):
-            if server is not None and not is_about(raw, server):
-                continue
-            print(line_of(raw) if as_json else text_of(raw), flush=True)
-            seen += 1
-            if seen == count:
-                break
+        async with aclosing(messages(held, subject, filters, start, follow)) as found:
+            async for raw in found:
+                if server is not None and not is_about(raw, server):
+                    continue
+                print(line_of(raw) if as_json else text_of(raw), flush=True)
+                seen += 1
+                if seen == count:
+                    break
         return 0
 
     _with_bus(work)

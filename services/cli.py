@@ -1,6 +1,5 @@
 """The command line: `stoker`. Exit codes: 0 done, 1 failed, 2 bad input, 3 infeasible."""
 
-import asyncio
 import importlib
 import json
 import sys
@@ -208,6 +207,8 @@ def show(service: Annotated[str | None, typer.Argument(help="One service; by def
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine and the configured bus lack."""
+    import asyncio
+
     from services.doctor import examine
 
     findings = asyncio.run(examine())

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from schemas.fleet import FleetDeclared
     from services.legacy.form import LegacySystem
     from services.optimizer.oneshot import Answered, Row
 
 COMPARED = ("unlimited", "greedy", "lagrangian", "milp", "auto")
 MOST_WARNINGS = 20
+PIPE_WIDTH = 10_000
 
 
 def solve(
@@ -82,7 +85,7 @@ class _Job:
     ) -> None:
         from services.legacy.reader import fleet_of, is_legacy, read_system
         from services.optimizer.oneshot import overridden_options
-        from services.optimizer.settings import OptimizerSettings
+        from services.optimizer.planning import OptimizerSettings
 
         self._compat, self._now_s = compat, time.time()
         self._system: LegacySystem | None = None
@@ -111,11 +114,7 @@ class _Job:
         from services.optimizer.oneshot import answer, answer_compat, state_of
         from services.runtime import plugins
 
-        laws = {
-            point.name: plugins.build("stoker.laws", point.name)
-            for point in plugins.listed()
-            if point.group == "stoker.laws"
-        }
+        laws = {name: plugins.build("stoker.laws", name) for name in plugins.names("stoker.laws")}
         model = plugins.build("stoker.queueing", self._settings.performance_model)
         if not self._compat:
             built = plugins.build("stoker.solvers", solver or self.fleet.optimizer.solver)
@@ -202,7 +201,7 @@ def _compare(job: _Job, as_json: bool) -> int:
 
     from services.runtime import plugins
 
-    there = {point.name for point in plugins.listed() if point.group == "stoker.solvers"}
+    there = set(plugins.names("stoker.solvers"))
     found = []
     names = (*(n for n in COMPARED if n in there), *sorted(there - set(COMPARED)))
     screen = Console(stderr=True)
@@ -226,8 +225,15 @@ def _compare(job: _Job, as_json: bool) -> int:
     table = Table("solver", "status", "served", "requests/s served", "cost/h", "bound/h", "gap", "seconds")
     for one in found:
         table.add_row(*(_cell(value) for value in one.values()))
-    Console().print(table)
+    _console().print(table)
     return 0
+
+
+def _console() -> "Console":
+    """Where tables go. A pipe has no edge that could cut anything off, and brackets in names are no markup."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False)
 
 
 def _cell(value: Any) -> str:
@@ -235,13 +241,11 @@ def _cell(value: Any) -> str:
 
 
 def _show(answered: "Answered", explain: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    console = Console()
-    table = Table(
-        "server", "priority", "status", "allocation", "batch", "cost/h", "TTFT ms", "ITL ms", "decides"
-    )
+    console = _console()
+    heads = ("server", "priority", "status", "allocation", "batch", "cost/h", "TTFT ms", "ITL ms", "decides")
+    table = Table(*(Column(head, overflow="fold") for head in heads))
     for row in answered.rows:
         times = ("-", "-")
         if row.predicted is not None:
@@ -284,4 +288,4 @@ def _show(answered: "Answered", explain: bool) -> None:
         )
     for row in answered.rows:
         if row.explanation:
-            console.print(f"[bold]{row.server}[/]: {row.explanation}", highlight=False)
+            console.print(f"{row.server}: {row.explanation}", highlight=False)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -61,26 +61,35 @@ def _common(one: Sequence[str], other: Sequence[str]) -> list[str] | None:
 
 async def messages(
     bus: Bus, subject: str, filters: Mapping[Stream, Sequence[str]], start: datetime | None, follow: bool
-) -> AsyncIterator[Raw]:
+) -> AsyncGenerator[Raw, None]:
     """What is kept since `start`, in the order in which it was published, then what comes; none twice.
 
     Parameters: filters, the kept subjects by stream, as `filters_of` gives them; empty without a start.
+    To be closed before the bus by whoever stops listening.
     """
     live = bus.listen(subject)
     # Subscribed before the past is read, on the same connection, so that nothing falls in between.
     coming: asyncio.Future[Raw] | None = asyncio.ensure_future(anext(live)) if follow else None
     await asyncio.sleep(0)
     shown: set[tuple[str, str]] = set()
-    if start is not None:
-        past = [raw for stream, kept in filters.items() for raw in await bus.since(stream.value, kept, start)]
-        for raw in sorted(past, key=lambda one: _header(one, "ce-time")):
-            shown.add((raw.subject, _header(raw, "ce-id")))
-            yield raw
-    while coming is not None:
-        raw = await coming
-        coming = asyncio.ensure_future(anext(live))
-        if (raw.subject, _header(raw, "ce-id")) not in shown:
-            yield raw
+    try:
+        if start is not None:
+            past = [
+                raw for stream, kept in filters.items() for raw in await bus.since(stream.value, kept, start)
+            ]
+            for raw in sorted(past, key=lambda one: _header(one, "ce-time")):
+                shown.add((raw.subject, _header(raw, "ce-id")))
+                yield raw
+        while coming is not None:
+            raw = await coming
+            coming = asyncio.ensure_future(anext(live))
+            if (raw.subject, _header(raw, "ce-id")) not in shown:
+                yield raw
+    finally:
+        if coming is not None:
+            # One is always waited for, whether it is wanted or not.
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
 
 
 def is_about(raw: Raw, server: str) -> bool:

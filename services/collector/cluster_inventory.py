@@ -1,13 +1,16 @@
 """From a cluster's objects to the inventory of servers and the cards by type. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from schemas.alert import AlertKind
 from services.cluster.workloads import Workload
-from services.collector.cluster_objects import Autoscaler, Node, Pod, seconds
+from services.collector.cluster_objects import Autoscaler, Node, Pod, Quota, seconds
 from services.collector.source import (
     CapacityReading,
     Problem,
+    QuotaReading,
     ReplicaState,
     ReplicaStatus,
     ServerInventory,
@@ -21,14 +24,20 @@ def inventory_of(
     workloads: Iterable[Workload],
     pods: Iterable[Pod],
     autoscalers: Iterable[Autoscaler],
+    quotas: Iterable[Quota],
     to_clock_s: Clock,
     now_s: float,
 ) -> tuple[tuple[ServerInventory, ...], tuple[Problem, ...]]:
     """Every marked server with its variants and replicas.
 
     Parameters: to_clock_s, maps the objects' wall time to control time; now_s, control time of the view. Two
-    workloads that claim the same variant are a problem, and the first by namespace and name counts.
+    workloads that claim the same variant are a problem, and the first by namespace and name counts. A quota that
+    counts some pods only may not count a variant's, so it is none of its.
     """
+    limited: dict[str, list[str]] = {}
+    for quota in quotas:
+        if not quota.scoped:
+            limited.setdefault(quota.namespace, []).append(_name_of(quota))
     owned: dict[tuple[str, str, str], list[Pod]] = {}
     for pod in pods:
         if pod.owner is not None and pod.counts:
@@ -54,7 +63,10 @@ def inventory_of(
             name,
             now_s,
             tuple(
-                _variant(one, have, scaled_by.get((one.kind, one.namespace, one.name)), to_clock_s)
+                replace(
+                    _variant(one, have, scaled_by.get((one.kind, one.namespace, one.name)), to_clock_s),
+                    quotas=tuple(sorted(limited.get(one.namespace, ()))),
+                )
                 for one, have in held.values()
             ),
             tuple(
@@ -67,6 +79,28 @@ def inventory_of(
         for name, held in servers.items()
     )
     return found, tuple(problems)
+
+
+def quotas_of(
+    quotas: Iterable[Quota], workloads: Iterable[Workload], pods: Iterable[Pod]
+) -> tuple[QuotaReading, ...]:
+    """Quotas with what other pods than those of marked workloads use of them.
+
+    Pods that could not even be made are nobody's use, so this is not told by what servers are asked to have.
+    """
+    marked = {(one.kind, one.namespace, one.name) for one in workloads}
+    ours: Counter[str] = Counter()
+    for pod in pods:
+        if pod.owner is not None and (pod.owner[0], pod.namespace, pod.owner[1]) in marked:
+            ours[pod.namespace] += pod.cards
+    return tuple(
+        QuotaReading(_name_of(one), one.cards, one.used, max(0, one.used - ours[one.namespace]))
+        for one in quotas
+    )
+
+
+def _name_of(quota: Quota) -> str:
+    return f"{quota.namespace}/{quota.name}"
 
 
 def capacity_of(

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from services.cluster.workloads import AcceleratorNames, cards_of
-from services.collector.source import QuotaReading, ReplicaState
+from services.collector.source import ReplicaState
 
 _GROUP, _WORKER = "leaderworkerset.sigs.k8s.io/name", "leaderworkerset.sigs.k8s.io/worker-index"
 _HASH = "pod-template-hash"
@@ -38,6 +38,17 @@ class Node:
     type: str
     cards: int
     open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A namespace's quota on accelerators; `scoped` when it counts some of the namespace's pods only."""
+
+    namespace: str
+    name: str
+    cards: int
+    used: int
+    scoped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +101,7 @@ def read_node(item: Mapping[str, Any], names: AcceleratorNames) -> Node | None:
     return Node(kind, cards, not item.get("spec", {}).get("unschedulable", False))
 
 
-def read_quota(item: Mapping[str, Any], names: AcceleratorNames) -> QuotaReading | None:
+def read_quota(item: Mapping[str, Any], names: AcceleratorNames) -> Quota | None:
     """A quota on accelerators; nothing when it limits other things only."""
     status = item.get("status") or {}
     hard, used = status.get("hard") or {}, status.get("used") or {}
@@ -101,8 +112,9 @@ def read_quota(item: Mapping[str, Any], names: AcceleratorNames) -> QuotaReading
     def total(of: Mapping[str, str]) -> int:
         return names.cards({name: of.get(f"requests.{name}", "0") for name in limited})
 
-    meta = item["metadata"]
-    return QuotaReading(f"{meta['namespace']}/{meta['name']}", total(hard), total(used))
+    meta, spec = item["metadata"], item.get("spec") or {}
+    scoped = bool(spec.get("scopes") or spec.get("scopeSelector"))
+    return Quota(meta["namespace"], meta["name"], total(hard), total(used), scoped)
 
 
 def read_autoscaler(item: Mapping[str, Any]) -> Autoscaler:

@@ -205,6 +205,7 @@ def _variant(read: ServerInventory, index: int) -> VariantInventory | None:
             resource_version=one.resource_version,
             autoscaler=one.autoscaler,
             pending_reason=None if reason is None else reason[:1000],
+            quotas=one.quotas,
         )
     except ValidationError:
         return None
@@ -224,7 +225,14 @@ def _capacity(poll: Poll, now_s: float) -> CapacityObserved | None:
     quotas = []
     for _, quota in sorted(poll.quotas.items()):
         try:
-            quotas.append(QuotaObserved(name=quota.name, cards=quota.cards, used=quota.used))
+            quotas.append(
+                QuotaObserved(
+                    name=quota.name,
+                    cards=quota.cards,
+                    used=quota.used,
+                    used_by_others=quota.used_by_others,
+                )
+            )
         except ValidationError:
             quality = Quality.PARTIAL
     observed_at_s = min((one.observed_at_s for one in poll.capacity.values()), default=now_s)

@@ -85,7 +85,7 @@ class VariantReading:
     """The replicas of a server on one accelerator, as counts.
 
     `autoscaler` names what else sets the count, if something does; `trouble` why replicas cannot even
-    be made, and since when.
+    be made, and since when; `quotas` what its replicas count against.
     """
 
     accelerator: str
@@ -99,6 +99,7 @@ class VariantReading:
     autoscaler: str | None = None
     trouble: str | None = None
     trouble_since_s: float | None = None
+    quotas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +140,12 @@ class CapacityReading:
 
 @dataclass(frozen=True, slots=True)
 class QuotaReading:
-    """The most cards that a part of the platform may use, and how many it uses."""
+    """The most cards that a part of the platform may use, how many it uses, and of these others than servers."""
 
     name: str
     cards: int
     used: int
+    used_by_others: int = 0
 
 
 @dataclass(frozen=True, slots=True)

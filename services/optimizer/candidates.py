@@ -6,8 +6,17 @@ from dataclasses import dataclass, field, replace
 
 from schemas.fleet import BatchChoice, FleetDeclared, ModelProfile, Server, objective_of
 from schemas.plan import Prediction, ServerStatus
-from services.optimizer.holdings import Catalogue, cost_per_hour, current_allocation, usable_cards
+from services.optimizer.holdings import (
+    Catalogue,
+    asked_total,
+    current_allocation,
+    declared_quotas,
+    platform_quotas,
+    usable_cards,
+    variants,
+)
 from services.optimizer.load import Load, planned_load
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import (
     Candidate,
     Held,
@@ -16,7 +25,6 @@ from services.optimizer.problem import (
     ServerProblem,
     transition_value,
 )
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.sizing import Latencies, Laws, Size, latencies, size, smallest_batches
 from services.optimizer.state import State
 from services.perfmodel.queueing import QueueingModel
@@ -80,7 +88,7 @@ class _Option:
 
 @dataclass
 class _Outlook:
-    """One server on its way to candidates or to exclusion."""
+    """One server on its way to candidates or to exclusion. quotas: by accelerator, the platform's for it."""
 
     server: Server
     load: Load
@@ -90,6 +98,7 @@ class _Outlook:
     dropped: list[str]
     excluded: Excluded | None = None
     inputs: tuple[object, ...] = ()
+    quotas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def assemble(
@@ -147,11 +156,16 @@ def assemble(
         else usable_cards(state, fleet, catalogue, holding, settings, now_s),
         budget_per_hour=None
         if budget is None
-        else max(0.0, budget - cost_per_hour(state, catalogue, holding)),
+        else max(0.0, budget - asked_total(state, holding, catalogue.cost_per_replica)),
         options=options,
         now_s=now_s,
-        power_limit_w=options.power_limit_w,
-        quotas=fleet.quotas,
+        power_limit_w=None
+        if options.power_limit_w is None
+        else max(0.0, options.power_limit_w - asked_total(state, holding, catalogue.power_per_replica_w)),
+        quotas=declared_quotas(state, fleet.quotas, catalogue, holding),
+        platform_quotas={}
+        if options.unlimited
+        else platform_quotas(state, catalogue, holding, settings, now_s),
     )
     return Assembly(
         problem,
@@ -211,10 +225,11 @@ def _outlook(
 ) -> _Outlook:
     load = planned_load(state, fleet, server, settings, now_s)
     current = current_allocation(state, catalogue, server)
+    quotas = {name: variant.quotas for name, variant in variants(state, server).items()}
     inputs = (
         (server, fleet.accelerators, catalogue.models[server.model], objective_of(fleet, server)),
         (load.inputs.rate_rps, load.inputs.input_tokens, load.inputs.output_tokens, load.missing),
-        (load.raise_only, current, fleet.optimizer.batch, model.name),
+        (load.raise_only, current, quotas, fleet.optimizer.batch, model.name),
         [
             state.parameters.get((server.model, p.accelerator))
             for p in catalogue.models[server.model].profiles
@@ -222,7 +237,7 @@ def _outlook(
     )
     if known := memory.recall(server.name, inputs):
         return replace(known, load=load)
-    outlook = _Outlook(server, load, current, [], [], [], inputs=inputs)
+    outlook = _Outlook(server, load, current, [], [], [], inputs=inputs, quotas=quotas)
     if load.missing:
         outlook.excluded = Excluded(ServerStatus.NO_LOAD, load.missing)
         return outlook
@@ -360,6 +375,7 @@ def _candidate(option: _Option, outlook: _Outlook, catalogue: Catalogue, found: 
         case=option.case,
         region=accelerator.region or "",
         power_w=profile.accelerator_count * accelerator.power.full_w if accelerator.power else 0.0,
+        quotas=outlook.quotas.get(accelerator.name, ()),
         held=current,
         parameters_at_s=option.parameters_at_s,
     )

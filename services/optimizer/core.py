@@ -1,15 +1,15 @@
 """The optimizer's core: from what is known to a whole generation of plans. No clock, no bus, no logging."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from schemas.fleet import FleetDeclared, Ranking, Server
 from schemas.plan import Allocation, Inputs, PlanIssued, PlanProposed, Prediction, ServerStatus
 from services.optimizer.candidates import MOST_COST_PER_HOUR, Assembly, Memory, assemble, predict
 from services.optimizer.explain import explain, explain_unserved, shortened
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import Candidate, Choice, ServerProblem, SolveOutcome
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.sizing import Laws
 from services.optimizer.solver import Solver
 from services.optimizer.state import State, observe
@@ -36,11 +36,16 @@ class Generation:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What every plan of a generation shares."""
+    """What every plan of a generation shares.
+
+    short: servers that get less than they need. unchanged: by server, performance of what it has now.
+    """
 
     generation: int
     issued_at_s: float
     expires_at_s: float
+    short: Set[str]
+    unchanged: Mapping[str, Prediction | None]
 
 
 def plan(
@@ -63,13 +68,16 @@ def plan(
     assembly = assemble(state, fleet, queueing_model, laws, settings, now_s, memory)
     outcome = solver.solve(assembly.problem, fleet.optimizer.time_limit_s)
     predictions = _predictions(assembly, outcome, queueing_model, laws)
-    unchanged = _unchanged(assembly, queueing_model, laws)
-    frame = _Frame(state.last_generation + 1, now_s, now_s + settings.plan_lifetime_s)
+    frame = _Frame(
+        state.last_generation + 1,
+        now_s,
+        now_s + settings.plan_lifetime_s,
+        {s.server for s in outcome.shortfall},
+        _unchanged(assembly, queueing_model, laws),
+    )
     problems = {s.server: s for s in assembly.problem.servers}
     plans = tuple(
-        _planned(problems[server.name], server, assembly, outcome, predictions, frame, state).model_copy(
-            update={"predicted_current": unchanged.get(server.name)}
-        )
+        _planned(problems[server.name], server, assembly, outcome, predictions, frame, state)
         if server.name in problems
         else _held(server, assembly, frame)
         for server in fleet.servers
@@ -179,8 +187,8 @@ def _planned(
         reason = "Nothing fresh was measured, so it keeps what it has: the plan would take replicas away."
         return _without_target(server, ServerStatus.NO_LOAD, load.inputs, reason, frame)
 
-    short = {s.server for s in outcome.shortfall}
-    best_effort = any(c.replicas < c.candidate.replicas for c in choices) and server.name in short
+    short = server.name in frame.short
+    best_effort = any(c.replicas < c.candidate.replicas for c in choices) and short
     allocations = tuple(
         Allocation(
             accelerator=c.candidate.accelerator,
@@ -198,12 +206,15 @@ def _planned(
     return PlanProposed(
         server=server.name,
         generation=frame.generation,
-        status=ServerStatus.DEGRADED if server.name in short else ServerStatus.PLANNED,
+        status=ServerStatus.DEGRADED if short else ServerStatus.PLANNED,
         allocations=allocations,
         predicted=predicted,
         predicted_one_fewer=one_fewer,
+        predicted_current=frame.unchanged.get(server.name),
         needed_share=_needed_share(problem.rate_rps, choices),
-        inputs=load.inputs.model_copy(update={"parameters_at_s": min(estimated, default=None)}),
+        inputs=load.inputs.model_copy(update={"parameters_at_s": min(estimated)})
+        if estimated
+        else load.inputs,
         binding=binding,
         explanation=explain(
             problem, choices, binding, allocations, problem.rate_rps, previous, dropped, outcome.shadow_prices
@@ -232,6 +243,7 @@ def _without_target(
         server=server.name,
         generation=frame.generation,
         status=status,
+        predicted_current=frame.unchanged.get(server.name),
         inputs=inputs,
         explanation=shortened(explanation),
         issued_at_s=frame.issued_at_s,

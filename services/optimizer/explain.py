@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from schemas.plan import Allocation, PlanProposed, ShadowPrice
-from schemas.request import CandidateExplained
-from services.optimizer.problem import MOST_CARDS, Candidate, Choice, ServerProblem
+from services.optimizer.problem import Candidate, Choice, ServerProblem
 
 LONGEST = 4000
 
@@ -45,26 +44,11 @@ def explain(
     return shortened(" ".join(s for s in sentences if s))
 
 
-def explained(candidate: Candidate) -> CandidateExplained:
-    """A candidate as it is told over the bus."""
-    return CandidateExplained(
-        accelerator=candidate.accelerator,
-        max_batch=candidate.max_batch,
-        replicas=candidate.replicas,
-        cards=min(MOST_CARDS, candidate.replicas * candidate.units_per_replica),
-        cost_per_hour=candidate.cost_per_hour,
-        value_per_hour=candidate.value,
-        served_share=candidate.served_share,
-        binding=candidate.binding,
-        predicted=candidate.predicted,
-    )
-
-
 def explain_unserved(server: ServerProblem, dropped: Sequence[str]) -> str:
     """What an unserved server would have taken."""
     best = server.candidates[0]
     sentences = [
-        f"No accelerators are left for it within capacity and budget: it would take {best.replicas} x "
+        f"No accelerators are left for it within capacity, quotas and budget: it would take {best.replicas} x "
         f"{best.accelerator}, {best.replicas * best.units_per_replica} cards of {best.type}.",
         f"Not considered: {'; '.join(dropped)}." if dropped else "",
     ]

@@ -1,12 +1,12 @@
 """What the fleet has: the current allocation of each server, and the cards that it may use."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from schemas.fleet import FleetDeclared, Server
+from schemas.fleet import FleetDeclared, Quota, Server
 from schemas.telemetry import VariantInventory
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import Held
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.state import State
 
 
@@ -25,6 +25,12 @@ class Catalogue:
         """Cost per hour of one replica; 0 on an accelerator that is not declared."""
         known = self.accelerators.get(accelerator)
         return known.cost_per_hour * self._counts.get((model, accelerator), 1) if known else 0.0
+
+    def power_per_replica_w(self, model: str, accelerator: str) -> float:
+        """Watts that one replica draws at most; 0 where that is not declared."""
+        known = self.accelerators.get(accelerator)
+        power = known.power if known else None
+        return power.full_w * self._counts.get((model, accelerator), 1) if power else 0.0
 
     def cards_per_replica(self, model: str, accelerator: str) -> int:
         """Cards of one replica; 0 on an accelerator that is not declared."""
@@ -80,13 +86,58 @@ def cards(
     return taken
 
 
-def cost_per_hour(state: State, catalogue: Catalogue, servers: Iterable[Server]) -> float:
-    """Cost per hour of what some servers are asked to have."""
+def declared_quotas(
+    state: State, quotas: Iterable[Quota], catalogue: Catalogue, holding: Collection[Server]
+) -> tuple[Quota, ...]:
+    """The fleet's quotas without what servers that keep what they have take of them."""
+    return tuple(
+        quota.model_copy(update={"cards": max(0, quota.cards - _taken_of(quota, state, catalogue, holding))})
+        for quota in quotas
+    )
+
+
+def _taken_of(quota: Quota, state: State, catalogue: Catalogue, servers: Collection[Server]) -> int:
     return sum(
-        variant.desired * catalogue.cost_per_replica(server.model, variant.accelerator)
+        variant.desired * catalogue.cards_per_replica(server.model, name)
         for server in servers
-        if (inventory := state.inventory.get(server.name))
-        for variant in inventory.variants
+        if quota.tenant in (None, server.tenant)
+        for name, variant in variants(state, server).items()
+        if (accelerator := catalogue.accelerators.get(name)) is not None
+        and quota.region in (None, accelerator.region)
+        and quota.type in (None, accelerator.type)
+    )
+
+
+def platform_quotas(
+    state: State, catalogue: Catalogue, holding: Iterable[Server], settings: OptimizerSettings, now_s: float
+) -> Mapping[str, int]:
+    """By name, the cards that the servers to be planned may use within each of the platform's quotas, at least 0.
+
+    holding: servers that keep what they have. Without a fresh observation no quota is known.
+    """
+    observed = state.capacity
+    if observed is None or now_s - observed.observed_at_s > settings.capacity_stale_after_s:
+        return {}
+    kept: Counter[str] = Counter()
+    for server in holding:
+        for accelerator, variant in variants(state, server).items():
+            for name in variant.quotas:
+                kept[name] += variant.desired * catalogue.cards_per_replica(server.model, accelerator)
+    return {q.name: max(0, q.cards - q.used_by_others - kept[q.name]) for q in observed.quotas}
+
+
+def variants(state: State, server: Server) -> Mapping[str, VariantInventory]:
+    """What a server has, by accelerator."""
+    inventory = state.inventory.get(server.name)
+    return {v.accelerator: v for v in inventory.variants} if inventory else {}
+
+
+def asked_total(state: State, servers: Iterable[Server], per_replica: Callable[[str, str], float]) -> float:
+    """The sum over what some servers are asked to have. per_replica: by model and accelerator."""
+    return sum(
+        variant.desired * per_replica(server.model, accelerator)
+        for server in servers
+        for accelerator, variant in variants(state, server).items()
     )
 
 

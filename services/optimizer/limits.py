@@ -35,12 +35,19 @@ class Limit:
 
 
 def limits_of(problem: Problem) -> tuple[Limit, ...]:
-    """Every limit of a problem; a type of card that is no candidate's is left out."""
+    """Every limit of a problem; a type of card or a platform's quota that is no candidate's is left out."""
     found: list[Limit] = []
     if problem.capacity is not None:
         types = sorted({c.type for s in problem.servers for c in s.candidates})
         found += [Limit(LimitKind.CARDS, t, problem.capacity.get(t, 0), _cards_of(t)) for t in types]
     found += [Limit(LimitKind.QUOTA, q.name, q.cards, _quota(q)) for q in problem.quotas]
+    if problem.platform_quotas:
+        counted = {name for s in problem.servers for c in s.candidates for name in c.quotas}
+        found += [
+            Limit(LimitKind.QUOTA, name, most, _platform_quota(name))
+            for name, most in sorted(problem.platform_quotas.items())
+            if name in counted
+        ]
     for kind, most, use in (
         (LimitKind.BUDGET, problem.budget_per_hour, _cost),
         (LimitKind.POWER, problem.power_limit_w, _power),
@@ -79,6 +86,10 @@ def _quota(quota: Quota) -> Callable[[ServerProblem, Candidate], float]:
         return candidate.units_per_replica if counted else 0
 
     return use
+
+
+def _platform_quota(name: str) -> Callable[[ServerProblem, Candidate], float]:
+    return lambda server, candidate: candidate.units_per_replica if name in candidate.quotas else 0
 
 
 def _cost(server: ServerProblem, candidate: Candidate) -> float:

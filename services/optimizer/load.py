@@ -6,7 +6,7 @@ from schemas.base import Quality
 from schemas.fleet import FleetDeclared, Server
 from schemas.forecast import rate_at, tokens_at
 from schemas.plan import Inputs
-from services.optimizer.settings import OptimizerSettings
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.state import State
 
 USABLE = (Quality.OK, Quality.PARTIAL)

@@ -10,10 +10,9 @@ from schemas.fleet import FleetDeclared, OptimizerOptions
 from schemas.plan import Allocation, PlanIssued, PlanProposed, Prediction, ServerStatus, SolveStatus
 from services.legacy.form import LegacySystem
 from services.legacy.reader import CENTS, MS_PER_S
-from services.optimizer.compat import compat_problem, options_of
 from services.optimizer.core import State, observe, plan
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import Choice, Problem, SolveOutcome
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.sizing import Laws
 from services.optimizer.solver import Solver
 from services.perfmodel.queueing import QueueingModel
@@ -90,6 +89,8 @@ def answer_compat(
     options: OptimizerOptions | None = None,
 ) -> Answered:
     """The reference's answer: its candidates, and a solver on them. Costs come out in units of 100 cents."""
+    from services.optimizer.compat import compat_problem, options_of
+
     began = time.perf_counter()
     options = options or options_of(system)
     problem = compat_problem(system, options, model, laws)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.base import Statistic
 from schemas.fleet import OptimizerOptions, Quota
@@ -61,6 +61,7 @@ class Candidate:
     value: the change of cost per hour from what the server has now, and the cost of switching.
     binding: the objective or limit that decides `replicas`.
     region, power_w: where its accelerator is, and what one replica draws at most; empty and 0 when unknown.
+    quotas: names of the platform's quotas that its replicas count against.
     held: what the server has now, which `value` is counted from.
     predicted, predicted_one_fewer: performance of `replicas`, and of one fewer, under the planned rate;
         None where there are no replicas or the performance model has no finite answer.
@@ -83,6 +84,7 @@ class Candidate:
     case: ReplicaCase
     region: str = ""
     power_w: float = 0.0
+    quotas: tuple[str, ...] = ()
     held: Held | None = None
     predicted: Prediction | None = None
     predicted_one_fewer: Prediction | None = None
@@ -143,7 +145,8 @@ class Problem:
         None is without limit.
     budget_per_hour, power_limit_w: the most that these servers may cost, and draw, together; None is without
         limit.
-    quotas: limits on the cards of some of them.
+    quotas: declared limits on the cards of some of them.
+    platform_quotas: by name, the most cards of candidates that count against it.
     """
 
     servers: tuple[ServerProblem, ...]
@@ -153,6 +156,7 @@ class Problem:
     now_s: float
     power_limit_w: float | None = None
     quotas: tuple[Quota, ...] = ()
+    platform_quotas: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from schemas.fleet import FleetDeclared
 from schemas.plan import PlanIssued
 from schemas.request import (
+    CandidateExplained,
     ExplainAnswered,
     ExplainRequested,
     PerformanceAnswered,
@@ -17,8 +18,8 @@ from schemas.request import (
 )
 from services.optimizer.candidates import Memory
 from services.optimizer.core import Generation, State, observe, plan
-from services.optimizer.explain import explained
 from services.optimizer.performance import answer_request
+from services.optimizer.problem import MOST_CARDS, Candidate
 from services.optimizer.settings import Settings
 from services.optimizer.solver import Solver
 from services.optimizer.trigger import Trigger
@@ -44,9 +45,7 @@ class OptimizerService(Service):
         self._settings = settings.optimizer
         self._model: QueueingModel = plugins.build("stoker.queueing", self._settings.performance_model)
         self._laws: dict[str, IterationLaw] = {
-            point.name: plugins.build("stoker.laws", point.name)
-            for point in plugins.listed()
-            if point.group == "stoker.laws"
+            name: plugins.build("stoker.laws", name) for name in plugins.names("stoker.laws")
         }
         self._solvers: dict[str, Solver] = {}
         self._worker = Worker()
@@ -204,7 +203,7 @@ class OptimizerService(Service):
         return ExplainAnswered(
             plan=planned,
             manifest=generation.manifest,
-            candidates=tuple(explained(c) for c in generation.candidates.get(request.server, ())),
+            candidates=tuple(_explained(c) for c in generation.candidates.get(request.server, ())),
         )
 
     async def _answered(
@@ -242,3 +241,18 @@ class OptimizerService(Service):
 def _what_if(state: State, overrides: Sequence[str]) -> FleetDeclared:
     assert state.fleet is not None
     return FleetDeclared.model_validate(overridden(state.fleet.model_dump(mode="json"), overrides))
+
+
+def _explained(candidate: Candidate) -> CandidateExplained:
+    """A candidate as it is told over the bus."""
+    return CandidateExplained(
+        accelerator=candidate.accelerator,
+        max_batch=candidate.max_batch,
+        replicas=candidate.replicas,
+        cards=min(MOST_CARDS, candidate.replicas * candidate.units_per_replica),
+        cost_per_hour=candidate.cost_per_hour,
+        value_per_hour=candidate.value,
+        served_share=candidate.served_share,
+        binding=candidate.binding,
+        predicted=candidate.predicted,
+    )

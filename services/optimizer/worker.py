@@ -3,7 +3,7 @@
 import os
 import threading
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
@@ -18,23 +18,9 @@ if TYPE_CHECKING:
 
 # Beside what a solver may take, seconds to start the process and to hand a large problem over and back.
 GRACE_S = 30.0
-# What solvers look at, and what they do not, which therefore does not travel.
-FIELDS = (
-    "accelerator",
-    "type",
-    "accelerator_count",
-    "units_per_replica",
-    "max_batch",
-    "max_rate_rps",
-    "needed_replicas",
-    "replicas",
-    "served_share",
-    "cost_per_replica_per_hour",
-    "value",
-    "binding",
-    "region",
-    "power_w",
-)
+# What of a candidate does not travel: solvers do not look at it, or it is its server's.
+STAYS = {"server", "case", "held", "predicted", "predicted_one_fewer", "parameters_at_s"}
+FIELDS = tuple(one.name for one in fields(Candidate) if one.name not in STAYS)
 _NO_CASE = ReplicaCase("", (), 0.0, 1.0, 1, 0, 1, None, None, None, None, Statistic.MEAN)
 
 

@@ -35,8 +35,15 @@ class Listed:
 
 
 @cache
-def _found(group: str) -> Mapping[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
+def _found() -> Mapping[str, Mapping[str, EntryPoint]]:
+    """Entry points by group and name; every look for them reads the metadata of all that is installed."""
+    points = entry_points()
+    return {group: {point.name: point for point in points.select(group=group)} for group in GROUPS}
+
+
+def names(group: str) -> list[str]:
+    """The installed plug-ins of a group."""
+    return sorted(_found()[group])
 
 
 def listed() -> list[Listed]:
@@ -44,13 +51,13 @@ def listed() -> list[Listed]:
     return [
         Listed(group, name, point.value, point.dist.name if point.dist else "")
         for group in GROUPS
-        for name, point in sorted(_found(group).items())
+        for name, point in sorted(_found()[group].items())
     ]
 
 
 def load(group: str, name: str) -> Any:
     """The class behind a plug-in's name; raises PluginRefused, listing what exists."""
-    found = _found(group)
+    found = _found().get(group, {})
     if name not in found:
         known = ", ".join(sorted(found)) or "nothing"
         raise PluginRefused(f"{group.removeprefix('stoker.')}: {name!r} is not installed; there is: {known}")

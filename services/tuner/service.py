@@ -27,11 +27,7 @@ class TunerService(Service):
         chosen = settings.tuner
         self._setup = Setup(
             estimator=plugins.build("stoker.estimators", chosen.estimator, chosen.estimator_settings),
-            laws={
-                point.name: plugins.build("stoker.laws", point.name)
-                for point in plugins.listed()
-                if point.group == "stoker.laws"
-            },
+            laws={name: plugins.build("stoker.laws", name) for name in plugins.names("stoker.laws")},
             settings=chosen,
         )
         self._state = State()

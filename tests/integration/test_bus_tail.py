@@ -104,7 +104,8 @@ async def test_what_comes_follows_what_was_kept_and_nothing_is_printed_twice(
     first = json.loads(await asyncio.wait_for(child.stdout.readline(), 30))
     await publish(actuator, decision("s", 2), decision("s", 3))
     rest = [json.loads(line) for line in (await asyncio.wait_for(child.stdout.read(), 30)).splitlines()]
-    assert await child.wait() == 0
+    assert child.stderr is not None
+    assert (await child.stderr.read(), await child.wait()) == (b"", 0)
     assert [line["data"]["generation"] for line in (first, *rest)] == [1, 2, 3]
 
 

@@ -186,7 +186,9 @@ async def test_a_quota_is_read_and_is_why_pods_are_not_made(
     readings = await source.poll(time.time() + AHEAD_S)
     _, out = step(State(), [readings], fleet("chat"), time.time() + AHEAD_S, CollectorSettings())
     assert out.capacity is not None
-    assert [(q.name, q.cards, q.used) for q in out.capacity.quotas] == [(f"{namespace}/cards", 3, 2)]
+    quotas = [(q.name, q.cards, q.used, q.used_by_others) for q in out.capacity.quotas]
+    assert quotas == [(f"{namespace}/cards", 3, 2, 0)]
+    assert out.inventory[0].variants[0].quotas == (f"{namespace}/cards",)
     assert "exceeded quota" in (out.inventory[0].variants[0].pending_reason or "")
 
 

@@ -22,17 +22,18 @@ from services.cluster.workloads import (
     kind_of,
     read_workload,
 )
-from services.collector.cluster_inventory import capacity_of, inventory_of
+from services.collector.cluster_inventory import capacity_of, inventory_of, quotas_of
 from services.collector.cluster_objects import (
     Autoscaler,
     Node,
     Pod,
+    Quota,
     read_autoscaler,
     read_node,
     read_pod,
     read_quota,
 )
-from services.collector.source import Problem, Provides, QuotaReading, Readings
+from services.collector.source import Problem, Provides, Readings
 
 
 class KubernetesSettings(BaseModel):
@@ -68,7 +69,7 @@ class KubernetesSource:
         ]
         self._pods: Mirror[Pod] = Mirror(self.cluster, "/api/v1/pods", partial(read_pod, names=names))
         self._nodes: Mirror[Node] = Mirror(self.cluster, "/api/v1/nodes", partial(read_node, names=names))
-        self._quotas: Mirror[QuotaReading] = Mirror(
+        self._quotas: Mirror[Quota] = Mirror(
             self.cluster, "/api/v1/resourcequotas", partial(read_quota, names=names)
         )
         # Version 1 is what old and new servers have.
@@ -99,13 +100,14 @@ class KubernetesSource:
         ]
         workloads = [one for mirror in self._workloads for one in mirror.objects.values()]
         autoscalers = self._autoscalers.objects.values()
-        inventory, claims = inventory_of(workloads, pods, autoscalers, self._to_clock_s, now_s)
+        quotas = tuple(self._quotas.objects.values())
+        inventory, claims = inventory_of(workloads, pods, autoscalers, quotas, self._to_clock_s, now_s)
         return Readings(
             self.name,
             self.provides,
             inventory=inventory,
             capacity=capacity_of(self._nodes.objects, pods, now_s),
-            quotas=tuple(self._quotas.objects.values()),
+            quotas=quotas_of(quotas, workloads, pods),
             problems=claims,
         )
 

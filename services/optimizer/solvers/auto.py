@@ -21,7 +21,7 @@ BOUND_SHARE = 0.1
 class AutoSettings(BaseModel):
     """How it divides the time, and when it is content."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     gap_share: Annotated[float, Field(ge=0, lt=1)] = 1e-4
     """Distance to the bound, as a share of the cost, that is as good as none."""

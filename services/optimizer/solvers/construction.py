@@ -54,7 +54,9 @@ def completed(columns: Columns, placement: Placement, priced: Array, end: float)
             _fill(columns, placement, columns.priority == priority, priced)
     if not columns.best_effort:
         # Servers that no number of replicas allowed can serve get what they may have.
-        _fill(columns, placement, np.ones(columns.servers, dtype=bool), priced, whole=True)
+        limited = np.zeros(columns.servers, dtype=bool)
+        limited[columns.server[~columns.full]] = True
+        _fill(columns, placement, limited, priced, whole=True)
     return placement
 
 
@@ -65,14 +67,15 @@ def place_class(columns: Columns, placement: Placement, of: Flags, priced: Array
     free = of & (placement.column == NONE) & np.isfinite(least)
     waiting = [int(s) for s in np.argsort(least, kind="stable") if free[s]]
     unserved = [s for s in waiting if not placement.serve(s, priced)]
-    before = columns.priority <= int(columns.priority[of].max(initial=0))
-    movable = placement.movable(before)
-    failed = 0
+    if not unserved:
+        return
+    before = columns.priority <= int(columns.priority[of].max())
+    moves, failed = placement.moves(before, priced), 0
     for server in unserved:
         if left(end) <= 0 or failed >= ROOM_FAILURES:
             return
-        if placement.serve(server, priced) or placement.make_room(server, priced, movable, COLUMNS_TRIED):
-            movable = placement.movable(before)
+        if placement.serve(server, priced) or placement.make_room(server, priced, moves, COLUMNS_TRIED):
+            moves = placement.moves(before, priced)
         else:
             failed += 1
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
 from services.optimizer.problem import SERVED_ROUNDING, SWITCHING_SHARE, Problem, ServerProblem
 from services.optimizer.solvers.columns import Array, Columns, Flags, Ints
 from services.optimizer.solvers.highs import Program
 from services.optimizer.solvers.levels import Formulation, Kind, Level
+from services.optimizer.solvers.matrix import Matrix
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Choices:
             row_upper=most,
         )
 
-    def _rows(self) -> tuple[sparse.csr_matrix, Array, Array]:
+    def _rows(self) -> tuple[Matrix, Array, Array]:
         """Rows of choice by server, of limits, and the links between the variables of best effort and mixes."""
         columns, partial, count = self.columns, self.partial, self.count
         servers, limits, p = columns.servers, len(columns.most), len(partial)
@@ -224,8 +224,7 @@ class Choices:
         upper.append(np.full(2 * p, np.inf))
         for mix, start in zip(self.mixes, self._mix_starts, strict=False):
             row = self._mix_rows(blocks, mix, int(start), row, lower, upper)
-        shape = (row, self._mix_starts[-1])
-        return blocks.matrix(shape), np.concatenate(lower), np.concatenate(upper)
+        return blocks.matrix(row, self._mix_starts[-1]), np.concatenate(lower), np.concatenate(upper)
 
     def _mix_rows(
         self, blocks: "_Entries", mix: Mix, start: int, row: int, lower: list[Array], upper: list[Array]
@@ -269,7 +268,6 @@ class _Entries:
         """One entry."""
         self.add(np.array([row]), np.array([column]), np.array([value]))
 
-    def matrix(self, shape: tuple[int, int]) -> sparse.csr_matrix:
+    def matrix(self, rows: int, columns: int) -> Matrix:
         """All of them."""
-        rows, columns, values = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        return sparse.csr_matrix((values, (rows, columns)), shape=shape)
+        return Matrix.together(rows, columns, self._parts)

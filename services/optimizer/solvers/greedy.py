@@ -29,7 +29,7 @@ from services.optimizer.solver import Capabilities
 class GreedySettings(BaseModel):
     """How it orders; the fleet's options hold the saturation policy and when best effort comes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     single_precision: bool = False
     """Whether regrets are rounded to single precision, so that they tie where they tie in the reference."""

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
+from services.optimizer.solvers.matrix import Matrix
 from services.runtime.plugins import PluginRefused
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+# Searches for better solutions within the search, which take most of its time where only the proof is missing.
+INNER_SEARCHES = tuple(f"mip_heuristic_run_{name}" for name in ("rins", "rens", "root_reduced_cost"))
 # HiGHS keeps bounds of rows to about this.
 PROVEN_ROUNDING = 1e-6
 
@@ -28,7 +30,7 @@ class Program:
     cost: Array
     upper: Array
     integer: Flags
-    matrix: Any
+    matrix: Matrix
     row_lower: Array
     row_upper: Array
 
@@ -38,7 +40,7 @@ class Program:
             self.cost,
             self.upper,
             self.integer,
-            sparse.vstack([self.matrix, sparse.csr_matrix(row)], format="csr"),
+            self.matrix.over(Matrix.of(row[None, :])),
             np.append(self.row_lower, at_least),
             np.append(self.row_upper, np.inf),
         )
@@ -64,15 +66,21 @@ class Answer:
 
 
 def solve_integer(
-    program: Program, start: Array | None, seconds: float, gap_share: float, nodes: int | None = None
+    program: Program,
+    start: Array | None,
+    seconds: float,
+    gap_share: float,
+    nodes: int | None = None,
+    near: bool = False,
 ) -> Answer:
     """The best whole solution within the time, from a first one where there is any.
 
     gap_share: distance to the bound, as a share of the objective, at which the search ends.
     nodes: the most that the search tree may have; None is without limit.
+    near: whether the first solution is so near the optimum that proof is what is missing.
     """
     began = time.monotonic()
-    answer = _run(program, start, seconds, gap_share, nodes)
+    answer = _run(program, start, seconds, gap_share, nodes, near)
     if start is None or answer.x is None or not answer.proven:
         return answer
     # Where presolve alone solves a program, HiGHS can hand the first solution back and call it optimal; only
@@ -80,14 +88,14 @@ def solve_integer(
     value = float(program.cost @ answer.x)
     if value <= answer.bound + max(gap_share * abs(value), PROVEN_ROUNDING * max(1.0, abs(value))):
         return answer
-    again = _run(program, None, seconds - (time.monotonic() - began), gap_share, nodes)
+    again = _run(program, None, seconds - (time.monotonic() - began), gap_share, nodes, near=False)
     if again.x is None or float(program.cost @ again.x) >= value:
         return Answer(answer.x, max(answer.bound, again.bound), again.proven)
     return again
 
 
 def _run(
-    program: Program, start: Array | None, seconds: float, gap_share: float, nodes: int | None
+    program: Program, start: Array | None, seconds: float, gap_share: float, nodes: int | None, near: bool
 ) -> Answer:
     import highspy
 
@@ -96,6 +104,9 @@ def _run(
     solver.setOptionValue("mip_abs_gap", 1e-9)
     if nodes is not None:
         solver.setOptionValue("mip_max_nodes", nodes)
+    if near:
+        for option in INNER_SEARCHES:
+            solver.setOptionValue(option, False)
     if start is not None:
         first = highspy.HighsSolution()
         first.col_value = start.tolist()
@@ -136,7 +147,7 @@ class Cuts:
 
     def __init__(self, gain: Array) -> None:
         """gain: shape (n,)."""
-        none = sparse.csr_matrix((0, len(gain)))
+        none = Matrix.of(np.zeros((0, len(gain))))
         free = Program(
             -gain, np.zeros(len(gain)), np.zeros(len(gain), dtype=bool), none, np.zeros(0), np.zeros(0)
         )
@@ -148,17 +159,17 @@ class Cuts:
         every = np.arange(self._width, dtype=np.int32)
         self._solver.changeColsBounds(self._width, every, lower, upper)
 
-    def add(self, rows: Any, most: Array) -> None:
-        """rows: shape (k, n), sparse. most: shape (k,)."""
-        rows, count = sparse.csr_matrix(rows), len(most)
+    def add(self, rows: Array, most: Array) -> None:
+        """rows: shape (k, n), mostly zeros. most: shape (k,)."""
+        entries, count = Matrix.of(rows), len(most)
         self._solver.addRows(
             count,
             np.full(count, -np.inf),
             most,
-            rows.nnz,
-            rows.indptr[:-1].astype(np.int32),
-            rows.indices.astype(np.int32),
-            rows.data,
+            len(entries.value),
+            np.searchsorted(entries.row, np.arange(count)).astype(np.int32),
+            entries.column.astype(np.int32),
+            entries.value,
         )
 
     def solve(self) -> Array | None:
@@ -176,14 +187,12 @@ def _solver(program: Program, seconds: float, relaxed: bool) -> Any:
     from highspy._core import _Highs
 
     lp = highspy.HighsLp()
-    matrix = sparse.csc_matrix(program.matrix)
-    lp.num_row_, lp.num_col_ = matrix.shape
+    lp.num_row_, lp.num_col_ = program.matrix.rows, program.matrix.columns
     lp.col_cost_ = program.cost
     lp.col_lower_, lp.col_upper_ = np.zeros_like(program.upper), program.upper
     lp.row_lower_, lp.row_upper_ = program.row_lower, program.row_upper
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_, lp.a_matrix_.index_ = matrix.indptr, matrix.indices
-    lp.a_matrix_.value_ = matrix.data
+    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = program.matrix.by_column()
     if not relaxed:
         kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
         lp.integrality_ = [kinds[int(flag)] for flag in program.integer]

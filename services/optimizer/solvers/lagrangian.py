@@ -44,7 +44,7 @@ CLOSE_ENOUGH = 1e-9
 class LagrangianSettings(BaseModel):
     """How far it goes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     gap_share: Annotated[float, Field(ge=0, lt=1)] = 5e-4
     """Distance to the bound, as a share of the cost, below which nothing more is tried."""

@@ -42,7 +42,7 @@ FILLING_S = 0.1
 class MilpSettings(BaseModel):
     """How far it proves."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     gap_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Distance to the bound, as a share of the objective, at which it ends; 0 proves the optimum."""

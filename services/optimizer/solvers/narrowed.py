@@ -29,6 +29,8 @@ FEW = 200
 # no more than so many for each row. All but the last need not be solved closer than the gap.
 FIRST_PER_ROW, WIDER, LAST_PER_ROW = 1.5, 2.0, 5.0
 FIRST_GAP = 1e-4
+# A first solution this close to the relaxation, as a share of its value, is near the optimum.
+NEAR_SHARE = 5e-3
 
 
 def solve_narrowed(program: Program, start: Array, seconds: float, gap_share: float) -> Answer:
@@ -39,7 +41,7 @@ def solve_narrowed(program: Program, start: Array, seconds: float, gap_share: fl
     relaxed = solve_relaxed(program, seconds)
     if relaxed.x is None or relaxed.duals is None:
         return solve_integer(program, start, end - time.monotonic(), gap_share)
-    reduced = np.maximum(0.0, program.cost - program.matrix.T @ relaxed.duals)
+    reduced = np.maximum(0.0, program.cost - program.matrix.weighted(relaxed.duals))
     rows, ascending = len(program.row_upper), np.sort(reduced[program.upper > 0])
     best, bound, count = start, relaxed.bound, FIRST_PER_ROW * rows
     while time.monotonic() < end:
@@ -57,6 +59,7 @@ def solve_narrowed(program: Program, start: Array, seconds: float, gap_share: fl
             best[some],
             end - time.monotonic(),
             gap_share if last else max(gap_share, FIRST_GAP),
+            near=needed <= NEAR_SHARE * abs(value),
         )
         if found.x is not None:
             whole = np.zeros(len(best))
@@ -74,7 +77,7 @@ def _only(program: Program, some: Flags) -> Program:
         cost=program.cost[some],
         upper=program.upper[some],
         integer=program.integer[some],
-        matrix=program.matrix[:, some],
+        matrix=program.matrix.some(some),
     )
 
 

@@ -1,5 +1,7 @@
 """A solution as it is built and improved: the column of every server, and what is left of the limits."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from services.optimizer.solvers.columns import Array, Columns, Flags, Ints
@@ -9,8 +11,20 @@ NONE = -1
 # Moves that gain less than this share of the whole value are rounding.
 LEAST_GAIN = 1e-12
 MOVES_A_PASS = 400
-# Moves that are looked at to make room for one server, those that cost least.
+# Moves that are looked at to make room for servers, those that cost least.
 MOVES_TRIED = 3000
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Full columns that servers could be moved to, shape (K,), while nothing else is given or taken.
+
+    loss: what each costs more under prices, shape (K,). change: what it uses more of the limits, shape (R, K).
+    """
+
+    column: Ints
+    loss: Array
+    change: Array
 
 
 class Placement:
@@ -78,29 +92,29 @@ class Placement:
         self.give(int(first + np.argmin(np.where(fits, priced[own], np.inf))))
         return True
 
-    def make_room(self, server: int, priced: Array, movable: Ints, tries: int) -> bool:
-        """Serves a server by moving one other that is served to another of its full columns.
-
-        movable: all full columns of servers that are served, shape (K,). tries: columns of the server to try.
-        """
+    def make_room(self, server: int, priced: Array, moves: Moves, tries: int) -> bool:
+        """Serves a server by one move of another, or not at all. tries: columns of the server to try."""
         columns = self.columns
         first, last = columns.starts[server], columns.starts[server + 1]
         own = np.arange(first, last)[columns.full[first:last]]
-        if not movable.size:
-            return False
-        loss = priced[movable] - priced[self.column[columns.server[movable]]]
-        if movable.size > MOVES_TRIED:
-            some = np.argpartition(loss, MOVES_TRIED)[:MOVES_TRIED]
-            movable, loss = movable[some], loss[some]
-        change = self.use[:, movable] - self.use[:, self.column[columns.server[movable]]]
         for column in own[np.argsort(priced[own], kind="stable")][:tries]:
             rest = self.rest - self.use[:, column]
-            fits = (change <= rest[:, None]).all(axis=0)
+            fits = (moves.change <= rest[:, None]).all(axis=0)
             if fits.any():
-                self.give(int(movable[np.argmin(np.where(fits, loss, np.inf))]))
+                self.give(int(moves.column[np.argmin(np.where(fits, moves.loss, np.inf))]))
                 self.give(int(column))
                 return True
         return False
+
+    def moves(self, of: Flags, priced: Array) -> Moves:
+        """What servers, of shape (S,), that are served can be moved to, the moves that lose least."""
+        column = self.movable(of)
+        now = self.column[self.columns.server[column]]
+        loss = priced[column] - priced[now]
+        if column.size > MOVES_TRIED:
+            some = np.argpartition(loss, MOVES_TRIED)[:MOVES_TRIED]
+            column, now, loss = column[some], now[some], loss[some]
+        return Moves(column, loss, self.use[:, column] - self.use[:, now])
 
     def movable(self, of: Flags) -> Ints:
         """The full columns of servers, of shape (S,), that are served."""
@@ -110,11 +124,8 @@ class Placement:
         """Gives a server the most that fits of any column of its: the largest share of its rate."""
         first, last = self.columns.starts[server], self.columns.starts[server + 1]
         units = self.columns.units[:, first:last]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            room = np.where(units > 0, np.floor(self.rest[:, None] / units), np.inf).min(
-                axis=0, initial=np.inf
-            )
-        count = np.minimum(room, self.columns.replicas[first:last])
+        room = np.divide(self.rest[:, None], units, out=np.full(units.shape, np.inf), where=units > 0)
+        count = np.minimum(np.floor(room).min(axis=0, initial=np.inf), self.columns.replicas[first:last])
         share = self.columns.share[first:last] * count / np.maximum(self.columns.replicas[first:last], 1)
         part = count < self.columns.replicas[first:last]
         share = np.where((count > 0) & ~(part & (count < self.columns.least[first:last])), share, 0.0)

@@ -13,10 +13,10 @@ and Blankenship, 1975).
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
 from services.optimizer.solvers.columns import Array, Flags, Ints
 from services.optimizer.solvers.highs import Cuts, Program, left, solve_integer
+from services.optimizer.solvers.matrix import Matrix
 
 # What more is promised than this share of the bound is not looked for.
 PRECISION = 1e-7
@@ -117,6 +117,7 @@ class _Planes:
 
     def __init__(self, problem: Priced) -> None:
         self._problem = problem
+        self._cost = np.where(problem.usable, problem.cost, np.inf)
         self.largest = max(1.0, float(np.abs(problem.cost[problem.usable]).max(initial=0.0)))
         servers = len(problem.must)
         self.groups = min(GROUPS, servers)
@@ -126,7 +127,7 @@ class _Planes:
     def cut(self, prices: Array, master: Cuts) -> float:
         """L at some prices, whose planes a program gets."""
         problem = self._problem
-        priced = np.where(problem.usable, problem.cost + prices @ problem.rows, np.inf)
+        priced = self._cost + prices @ problem.rows
         least = problem.least(priced)
         hits = np.flatnonzero(priced == least[problem.server])
         first = hits[np.minimum(np.searchsorted(problem.server[hits], np.arange(len(least))), len(hits) - 1)]
@@ -159,9 +160,7 @@ def nearby(
         cost=problem.cost[columns],
         upper=np.ones(len(columns)),
         integer=np.ones(len(columns), dtype=bool),
-        matrix=sparse.vstack(
-            [sparse.csc_matrix(problem.rows[:, columns]), _places(problem.server[columns], len(problem.must))]
-        ),
+        matrix=Matrix.of(problem.rows[:, columns]).over(_places(problem.server[columns], len(problem.must))),
         row_lower=np.concatenate(
             [np.full(len(problem.limit), -np.inf), np.where(problem.must, 1.0, -np.inf)]
         ),
@@ -172,6 +171,6 @@ def nearby(
     return columns[:0] if answer.x is None else columns[answer.x > 0.5]
 
 
-def _places(of: Ints, count: int) -> sparse.csc_matrix:
+def _places(of: Ints, count: int) -> Matrix:
     """One column with a one in each of some rows, of so many rows."""
-    return sparse.csc_matrix((np.ones(len(of)), (of, np.arange(len(of)))), shape=(count, len(of)))
+    return Matrix(count, len(of), of, np.arange(len(of)), np.ones(len(of)))

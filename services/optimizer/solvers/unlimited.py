@@ -12,7 +12,7 @@ from services.optimizer.solver import Capabilities
 class UnlimitedSettings(BaseModel):
     """Nothing can be set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class UnlimitedSolver:

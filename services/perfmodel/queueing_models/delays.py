@@ -18,7 +18,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaincc
 
 from services.perfmodel.law import Array, TokenCosts, Values
 from services.perfmodel.queueing import Distribution, ServerModel, Statistic
@@ -65,6 +64,9 @@ class Mixture:
 
     def quantile(self, level: Values) -> Array:
         """The time that a share `level` of the requests do not exceed, of shape (R,)."""
+        # A tenth of a second, which questions about means do without.
+        from scipy.special import gammaincc
+
         largest = np.maximum(self.mean, self.mean_second)
         spread = np.sqrt(np.maximum(np.maximum(self.variance, self.variance_second), (1e-6 * largest) ** 2))
         levels = np.broadcast_to(level, largest.shape)

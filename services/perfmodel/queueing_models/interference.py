@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaincc
 
 from services.perfmodel.law import DEFAULT_TOKEN_BUDGET, Array, IterationLaw, TokenCosts, Values, Workload
 from services.perfmodel.queueing import ALL_WITH_MEMORY, Capabilities, Saturation, ServerModel
@@ -157,17 +156,26 @@ def chunks(workload: Workload, token_budget: Values) -> Array:
     tokens = np.asarray(workload.input_tokens * workload.computed_share, float)
     scv = np.asarray(workload.input_second_moment) / np.maximum(workload.input_tokens, 1e-9) ** 2 - 1.0
     budget = np.asarray(token_budget, float)
-    fixed = scv < 1e-9
-    shape = 1.0 / np.maximum(scv, 1e-9)
     most = np.max(
         np.minimum(np.ceil(tokens / budget) + 1.0 + 6.0 * np.sqrt(np.maximum(scv, 0.0)), MOST_CHUNKS)
     )
     counted: Array = np.ones(np.broadcast_shapes(tokens.shape, budget.shape, scv.shape))
     for j in range(1, int(most) + 1):
-        beyond = gammaincc(shape, shape * j * budget / np.maximum(tokens, 1e-9))
-        counted = counted + np.where(fixed, tokens > j * budget, beyond)
+        counted = counted + _longer(tokens, scv, j * budget)
     least: Array = np.maximum(counted, tokens / budget)
     return least
+
+
+def _longer(tokens: Array, scv: Array, limit: Array) -> Array:
+    """Share of the prompts above a number of tokens, gamma distributed or, without variability, all the mean."""
+    fixed = scv < 1e-9
+    if fixed.all():
+        return np.asarray(tokens > limit, float)
+    # A tenth of a second, which questions about fixed lengths do without.
+    from scipy.special import gammaincc
+
+    shape = 1.0 / np.maximum(scv, 1e-9)
+    return np.where(fixed, tokens > limit, gammaincc(shape, shape * limit / np.maximum(tokens, 1e-9)))
 
 
 def prefill_work(costs: TokenCosts, workload: Workload, token_budget: Values) -> Array:

@@ -30,7 +30,7 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 class SimulationSettings(BaseModel):
     """How long and how often is simulated."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     requests: Annotated[int, Field(ge=200, le=10_000_000)] = 20_000
     """Requests of one run; at high loads waits are correlated over thousands of requests."""

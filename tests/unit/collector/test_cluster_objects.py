@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from services.cluster.workloads import AcceleratorNames, argument_of, kind_of, read_workload, selects
-from services.collector.cluster_inventory import inventory_of
+from services.collector.cluster_inventory import inventory_of, quotas_of
 from services.collector.cluster_objects import read_node, read_pod, read_quota
-from services.collector.source import ReplicaState
+from services.collector.source import QuotaReading, ReplicaState
 
 NAMES = AcceleratorNames(type_names={"NVIDIA-H100-80GB-HBM3": "H100"})
 
@@ -68,13 +68,51 @@ def test_a_quota_on_other_things_is_none_on_cards() -> None:
     )
 
 
+def quota(name: str, namespace: str = "n", **spec: Any) -> dict[str, Any]:
+    counts = {"hard": {"requests.nvidia.com/gpu": "8"}, "used": {"requests.nvidia.com/gpu": "5"}}
+    return {"metadata": {"name": name, "namespace": namespace}, "spec": spec, "status": counts}
+
+
+def test_a_variant_counts_against_the_quotas_of_its_namespace_that_count_every_pod() -> None:
+    workload = read_workload(deployment({"stoker.dev/server": "s", "stoker.dev/accelerator": "A"}), NAMES)
+    items = (
+        quota("every"),
+        quota("best-effort", scopes=["BestEffort"]),
+        quota("urgent", scopeSelector={"matchExpressions": [{"scopeName": "PriorityClass"}]}),
+        quota("other", "elsewhere"),
+    )
+    quotas = [found for item in items if (found := read_quota(item, NAMES)) is not None]
+    assert workload is not None and len(quotas) == 4
+    ((server,), _) = inventory_of([workload], (), (), quotas, lambda wall_s: wall_s, 0.0)
+    assert server.variants[0].quotas == ("n/every",)
+
+
+def test_what_others_use_of_a_quota_is_what_no_marked_workload_has_pods_for() -> None:
+    marked = read_workload(
+        deployment({"stoker.dev/server": "s", "stoker.dev/accelerator": "A"}, replicas=9), NAMES
+    )
+    limited = read_quota(quota("q"), NAMES)
+    asks = {"containers": [{"resources": {"requests": {"nvidia.com/gpu": "3"}}}]}
+    owners = [{"kind": "ReplicaSet", "name": f"{name}-1", "controller": True} for name in ("d", "stranger")]
+    pods = [
+        read_pod(
+            pod(spec=asks, metadata={"labels": {"pod-template-hash": "1"}, "ownerReferences": [o]}), NAMES
+        )
+        for o in owners
+    ]
+    assert marked is not None and limited is not None and pods[0] is not None and pods[1] is not None
+    assert quotas_of([limited], [marked], [pods[0], pods[1]]) == (QuotaReading("n/q", 8, 5, 2),)
+    assert quotas_of([limited], [], [pods[0]]) == (QuotaReading("n/q", 8, 5, 5),)
+    assert quotas_of([limited], [marked], [pods[0]] * 2) == (QuotaReading("n/q", 8, 5, 0),)
+
+
 def test_a_server_with_a_paused_variant_is_paused() -> None:
     marks = {"stoker.dev/server": "s", "stoker.dev/accelerator": "A"}
     for paused in (False, True):
         item = deployment(marks | ({"stoker.dev/paused": "true"} if paused else {}), replicas=2)
         workload = read_workload(item, NAMES)
         assert workload is not None
-        ((server,), problems) = inventory_of([workload], (), (), lambda wall_s: wall_s, 0.0)
+        ((server,), problems) = inventory_of([workload], (), (), (), lambda wall_s: wall_s, 0.0)
         assert server.paused is paused and not problems
         assert (server.variants[0].desired, server.variants[0].ready, server.variants[0].pending) == (2, 0, 2)
 

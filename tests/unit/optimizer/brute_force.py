@@ -7,7 +7,7 @@ vectors add up like numbers, so of all choices with the same use of the limits o
 import itertools
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from schemas.base import Statistic
 from schemas.fleet import OptimizerOptions, Quota, Ranking, SaturationPolicy, Served
@@ -81,7 +81,7 @@ def problem_of(seed: int, heterogeneous: bool = False, servers: int = 6, candida
             )
         )
     scarce = chance.choice((2, 5, 9, 30))
-    return Problem(
+    problem = Problem(
         servers=tuple(made),
         capacity=None if chance.random() < 0.1 else {t: chance.randint(0, scarce) for t in TYPES},
         budget_per_hour=chance.choice((None, None, None, float(chance.randint(3, 40)))),
@@ -96,6 +96,21 @@ def problem_of(seed: int, heterogeneous: bool = False, servers: int = 6, candida
         quotas=(Quota(name="red", tenant="red", cards=chance.randint(1, 6)),)
         if chance.random() < 0.3
         else (),
+    )
+    return _in_namespaces(problem, chance) if chance.random() < 0.3 else problem
+
+
+def _in_namespaces(problem: Problem, chance: random.Random) -> Problem:
+    """The problem where candidates count against the quotas of their server's namespace, if it has any."""
+    namespaces = ((), ("one",), ("one", "other"))
+    return replace(
+        problem,
+        servers=tuple(
+            replace(server, candidates=tuple(replace(c, quotas=quotas) for c in server.candidates))
+            for server in problem.servers
+            for quotas in [chance.choice(namespaces)]
+        ),
+        platform_quotas={"one": chance.randint(0, 8), "other": chance.randint(0, 5)},
     )
 
 

@@ -25,7 +25,7 @@ from schemas.telemetry import (
     VariantInventory,
 )
 from services.optimizer.core import Generation, State, observe, plan
-from services.optimizer.settings import OptimizerSettings
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.solver import Solver
 from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
 from services.perfmodel.law import IterationLaw

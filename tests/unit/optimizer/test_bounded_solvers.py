@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from brute_force import Optimum, optimum, options_of, problem_of, total_vector, vector_of
 
-from schemas.fleet import Served
+from schemas.fleet import OptimizerOptions, Served
 from schemas.plan import SolveStatus
 from services.optimizer.limits import limits_of, overused
 from services.optimizer.problem import Problem, Solution, SolveOutcome
@@ -13,7 +13,7 @@ from services.optimizer.solver import Solver
 from services.optimizer.solvers.auto import AutoSettings, AutoSolver
 from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver
 
-SEEDS = 200
+SEEDS = 500
 # A level may lose 1e-6 of its largest weight to a later one, which HiGHS's own tolerances make necessary.
 LEVEL = 2e-5
 
@@ -65,6 +65,32 @@ def test_bounds_hold_for_every_solution_of_the_same_service(first: int) -> None:
     for seed in range(first, first + 50):
         problem = problem_of(seed, servers=5, candidates=4)
         check_bounds(problem, solver.solve(problem, 10.0), optimum(problem))
+
+
+def test_the_prices_of_cards_are_those_that_prove_the_bound() -> None:
+    """Whoever pays for cards pays at least the bound: Σ_s min_j (value + price · cards) − price · capacity.
+
+    So one more card of a type lowers no optimum by more than its price below the bound.
+    """
+    solver, priced = LagrangianSolver(LagrangianSettings()), 0
+    for seed in range(150):
+        problem = replace(problem_of(seed), budget_per_hour=None, power_limit_w=None, quotas=())
+        problem = replace(problem, platform_quotas={}, options=OptimizerOptions())
+        outcome = solver.solve(problem, 10.0)
+        if problem.capacity is None or outcome.shortfall:
+            continue
+        prices = {p.type: p.cost_per_hour for p in outcome.shadow_prices}
+        paid = sum(
+            min(
+                c.value + prices[c.type] * c.replicas * c.units_per_replica
+                for c in s.candidates
+                if c.objectives_met
+            )
+            for s in problem.servers
+        ) - sum(price * problem.capacity.get(name, 0) for name, price in prices.items())
+        assert outcome.bound == pytest.approx(min(paid, outcome.objective), abs=LEVEL)
+        priced += any(prices.values())
+    assert priced >= 5
 
 
 def test_auto_finds_the_optimum_of_small_problems() -> None:

@@ -15,8 +15,8 @@ from services.legacy.reader import fleet_of, read_system
 from services.optimizer.compat import compat_problem
 from services.optimizer.core import plan
 from services.optimizer.oneshot import answer_compat, state_of
+from services.optimizer.planning import OptimizerSettings
 from services.optimizer.problem import Candidate
-from services.optimizer.settings import OptimizerSettings
 from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
 from services.perfmodel.law import Limits, Workload
 from services.perfmodel.laws.three_parameter import ThreeParameterLaw
