@@ -39,7 +39,6 @@ class Counting(Service):
     """Takes every window and does nothing with it: what the chassis alone sustains."""
 
     name: ClassVar[str] = "tuner"
-    linger_s: ClassVar[float] = PredictorService.linger_s
 
     def part(self, partition: str) -> "Counting":
         return self

@@ -43,7 +43,6 @@ class PredictorService(Service):
     """Keeps a series for each server."""
 
     name: ClassVar[str] = "predictor"
-    linger_s: ClassVar[float] = 0.02
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.predictor

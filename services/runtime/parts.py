@@ -24,7 +24,7 @@ from services.runtime.worker import Line, Worker, ended, newest_events, side_by_
 _SIGNS = "members"
 _LEASES = "parts"
 _ENDING_S = 10.0
-_IN_HAND = 64
+_IN_HAND = 128
 """Messages of one part under way: those of all parts are done with well before they would be delivered again."""
 
 

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -177,10 +178,12 @@ class KubernetesTarget:
                 return Failed(FailureReason.CONFLICT, message)
             target = wanted
             if wanted < now:
-                serving = int(scale.get("status", {}).get("replicas", now))
                 allowed, budget = await self._allowed(workload)
-                unready = max(0, serving - (workload.ready or 0))
-                target = wanted if allowed is None else max(wanted, now - unready - allowed)
+                if allowed is not None:
+                    # The workload's own count of what serves lags behind its pods; of two the larger loses less.
+                    pods = sum(map(_is_ready, await self._living(workload)))
+                    serving = max(ceil(pods / workload.pods), workload.ready or 0)
+                    target = max(wanted, min(now, serving - allowed))
                 if target == now:
                     message = f"PodDisruptionBudget {budget} lets no replica of {workload.name} go now"
                     return Failed(FailureReason.REFUSED, message)
@@ -218,10 +221,7 @@ class KubernetesTarget:
 
     async def _drain(self, workload: Workload, count: int) -> None:
         """Mark the pods that shall go: those of the least deletion cost, then the newest, with the coldest caches."""
-        pods = f"/api/v1/namespaces/{workload.namespace}/pods"
-        selector = ",".join(f"{key}={value}" for key, value in sorted(workload.pod_labels.items()))
-        items = (await self._cluster.call("GET", pods, {"labelSelector": selector}))["items"]
-        living = [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+        pods, living = _pods_path(workload), await self._living(workload)
         serving = [pod["metadata"] for pod in living if _is_ready(pod)]
         # Those that do not serve go first.
         going = max(0, count - (len(living) - len(serving)))
@@ -231,6 +231,16 @@ class KubernetesTarget:
             await self._cluster.call("PATCH", f"{pods}/{meta['name']}", None, {"metadata": mark}, MERGE_PATCH)
         if going:
             await asyncio.sleep(self._settings.drain_s)
+
+    async def _living(self, workload: Workload) -> list[dict[str, Any]]:
+        """The workload's pods but for those that end already."""
+        selector = ",".join(f"{key}={value}" for key, value in sorted(workload.pod_labels.items()))
+        found = await self._cluster.call("GET", _pods_path(workload), {"labelSelector": selector})
+        return [pod for pod in found["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+
+def _pods_path(workload: Workload) -> str:
+    return f"/api/v1/namespaces/{workload.namespace}/pods"
 
 
 def _cost(meta: dict[str, Any]) -> int:
