@@ -1,22 +1,17 @@
 """The estimator over a window of observations."""
 
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from estimator_suite import LAW, START_S, TRUTH, cycles_of, learned, observed, synthetic_cycle, worst_error
 
 from schemas.parameters import Health
 from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizonSettings
 from services.tuner.fit import Window, noise, predict, waiting
 from services.tuner.memory import Memory, distinct_points, most_diverse
 from services.tuner.observation import Observation
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
-
-from estimator_suite import LAW, START_S, TRUTH, cycles_of, learned, observed, synthetic_cycle, worst_error
 
 ESTIMATOR = MovingHorizon(MovingHorizonSettings())
 

@@ -5,12 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from estimator_suite import TRUTH, cycles_of
 
 from services import cli
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
-
-from estimator_suite import TRUTH, cycles_of
 
 HEADER = "log,collect_seq,server,pod,acc,max_batch,arrival_rpm,in_tok,out_tok,itl_ms,ttft_ms,requests"
 

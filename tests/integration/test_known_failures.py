@@ -5,14 +5,13 @@ observations (test_tuner_core, test_tuner_observation), F15, F16 and F28 of the 
 """
 
 import random
-import sys
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from estimator_suite import LAW, START_S, TRUTH, cycles_of, learned, observed, synthetic_cycle, worst_error
 from simulated_telemetry import WRONG, Loop, Scraper, declared, feasible, fleet
 
 from schemas.base import Quality
@@ -27,10 +26,6 @@ from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizo
 from services.tuner.fit import Window, first_guess
 from services.tuner.observation import Excluded, Observation
 from services.tuner.settings import TunerSettings
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
-
-from estimator_suite import LAW, START_S, TRUTH, cycles_of, learned, observed, synthetic_cycle, worst_error
 
 DEFAULT = MovingHorizon(MovingHorizonSettings())
 PUBLISHED = Ekf(EkfSettings(compat=True))

@@ -5,22 +5,17 @@ never make a server infeasible that is feasible, and predictions must be right a
 """
 
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from estimator_suite import LAW, START_S, synthetic_cycle
+from estimator_suite import TRUTH as SYNTHETIC_TRUTH
 from simulated_telemetry import SEVEN, TRUTH, WRONG, Loop, feasible, fleet
 
 from schemas.parameters import Health
 from services.simulator.faults import FAULTS
 from services.tuner.estimators.moving_horizon import MovingHorizon, MovingHorizonSettings
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
-
-from estimator_suite import LAW, START_S, synthetic_cycle
-from estimator_suite import TRUTH as SYNTHETIC_TRUTH
 
 # Up and down between a light and a busy load of three replicas; a cycle is a minute.
 BUSY = [(600.0 * k, 3.0 if k % 2 == 0 else 15.0) for k in range(20)]
