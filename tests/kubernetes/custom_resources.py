@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -64,6 +65,18 @@ class Objects:
         """Object, reason and message of each Event."""
         items = self.cluster.admin.get(f"/api/v1/namespaces/{self.namespace}/events")["items"]
         return [(e["involvedObject"]["name"], e["reason"], e["message"]) for e in items]
+
+    async def told(self, *expected: tuple[str, str]) -> list[tuple[str, str]]:
+        """Object and reason of each Event as soon as the expected are there; one follows the status it tells of."""
+
+        def seen() -> Counter[tuple[str, str]]:
+            return Counter((name, reason) for name, reason, _ in self.events())
+
+        async def look() -> bool:
+            return Counter(expected) <= seen()
+
+        await until(look, lambda: f"{self.events()}")
+        return sorted(seen().elements())
 
     def clear(self) -> None:
         """Take everything away, though no operator runs."""
