@@ -58,9 +58,14 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What to publish, which snapshots to save or delete, and what was left out, counted by reason."""
+    """What to publish, which snapshots to save or delete, and what was left out, counted by reason.
+
+    telemetry: windows that go on from the last ones, to publish once their records are saved; swept: windows of
+    calibration sweeps, the same in every poll until the moment of the newest is saved.
+    """
 
     telemetry: tuple[TelemetryObserved, ...] = ()
+    swept: tuple[TelemetryObserved, ...] = ()
     inventory: tuple[InventoryObserved, ...] = ()
     capacity: CapacityObserved | None = None
     alerts: tuple[AlertRaised, ...] = ()
@@ -121,7 +126,8 @@ def step(
     changed += [STARTUP] * (startups is not state.startups) + [ALERTS] * (facts.keys() != state.alerts.keys())
     changed += [CALIBRATED] * (calibrated_s != told_s)
     return after, Outputs(
-        telemetry=(*(window.observed for window in windows.values()), *swept),
+        telemetry=tuple(window.observed for window in windows.values()),
+        swept=swept,
         inventory=inventory,
         capacity=_capacity(poll, now_s),
         alerts=alerts,

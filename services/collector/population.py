@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from schemas.telemetry import TelemetryObserved
 from services.collector.deltas import Delta, delta
 from services.collector.settings import CollectorSettings
 from services.collector.source import (
@@ -26,7 +27,8 @@ class ServerRecord:
     """Where a server's next window goes on: the newest reading of each replica and of the gateway.
 
     `recorded_to_s` is the time up to which counts have been turned into windows, `window_end_s` the end of
-    the last window of whatever quality.
+    the last window of whatever quality, `window` that window: a record is saved before its window is published,
+    so whoever goes on from it publishes what may not have been.
     """
 
     recorded_to_s: float
@@ -34,6 +36,7 @@ class ServerRecord:
     epoch: str | None = None
     replicas: dict[str, ReplicaReading] = field(default_factory=dict)
     gateway: GatewayReading | None = None
+    window: TelemetryObserved | None = None
     version: Literal[1] = 1
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 from schemas.alert import AlertKind, AlertRaised
 from schemas.fleet import FleetDeclared
 from schemas.parameters import CalibrationProposed
+from schemas.telemetry import TelemetryObserved
 from services.collector.core import State, dump, load, step
 from services.collector.fleet_files import FleetRefused, fingerprint, read_fleet
 from services.collector.settings import Settings
@@ -42,6 +43,7 @@ class CollectorService(Service):
         self._calibrators = [s for s in self._sources if isinstance(s, Calibrator) and s.calibrates]
         self._proposed: dict[tuple[str, str], CalibrationProposed] = {}
         self._state = State()
+        self._unsaid: Sequence[Emit] | None = None
         self._fleet: FleetDeclared | None = None
         self._fingerprint: object = None
         self._refused = ""
@@ -104,7 +106,9 @@ class CollectorService(Service):
                     await self._reload_fleet(self._settings.fleet)
                 if self._fleet is None:
                     continue
+                await self._say_windows()
                 await self._collect(f"cycle-{at_s:.0f}")
+                await self._say_windows()
                 await self._hand_over()
             except Retry as error:
                 self.host.log.warning("cycle not published; the next window covers it", error=str(error))
@@ -120,8 +124,9 @@ class CollectorService(Service):
 
             def accept() -> None:
                 self._state = state
+                self._unsaid = [Emit(window, "", cycle) for window in out.telemetry]
 
-            facts = [*out.alerts, *out.inventory, *([out.capacity] if out.capacity else []), *out.telemetry]
+            facts = [*out.alerts, *out.inventory, *([out.capacity] if out.capacity else []), *out.swept]
             snapshots: dict[str, bytes | None] = {key: dump(state, key) for key in out.changed}
             return Outcome(
                 emits=[Emit(fact, "", cycle) for fact in facts],
@@ -131,6 +136,24 @@ class CollectorService(Service):
             )
 
         await self.host.transact(take)
+
+    async def _say_windows(self) -> None:
+        """Publish the windows whose records are saved; none is cut anew until these are there.
+
+        A window that went out before its record was saved would be cut again, longer, by whoever goes on from
+        the record before.
+        """
+        if self._unsaid is None:
+            said = {one.server: one.window_end_s for one in await self.host.newest(TelemetryObserved)}
+            last = [one.window for one in self._state.servers.values() if one.window is not None]
+            self._unsaid = [Emit(one) for one in last if one.window_end_s > said.get(one.server, 0.0)]
+        if not (unsaid := self._unsaid):
+            return
+
+        def accept() -> None:
+            self._unsaid = ()
+
+        await self.host.transact(lambda: Outcome(emits=unsaid, accept=accept))
 
     async def _hand_over(self) -> None:
         """Have proposed sweeps carried out; one that is refused is proposed again if it still matters."""

@@ -101,7 +101,7 @@ def difference(
         **figures,
     )
     return Window(
-        record=ServerRecord(recorded_to_s, end_s, epoch, replicas, gateway or record.gateway),
+        record=ServerRecord(recorded_to_s, end_s, epoch, replicas, gateway or record.gateway, observed),
         observed=observed,
         newest_s=_newest_s(readings, view.gateway),
         silent=silent(measured.expected, replicas, status, now_s, settings),

@@ -6,9 +6,11 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from aiohttp.test_utils import unused_port
 from gate_cases import ask, hold, measure, propose
@@ -18,15 +20,17 @@ from schemas.base import Contract
 from schemas.decision import DecisionMade
 from schemas.fleet import Accelerator, FleetDeclared, Model, ModelProfile, Server, ServiceClass
 from schemas.plan import PlanIssued, SolveStatus
+from schemas.telemetry import TelemetryObserved
 from services.actuator.service import ActuatorService
 from services.actuator.settings import Settings as ActuatorProcess
 from services.collector.service import CollectorService
 from services.collector.settings import Settings as CollectorProcess
-from services.runtime.bus import Bus
+from services.runtime.bus import Bus, Stored
 from services.runtime.chassis import Chassis
 from services.runtime.clock import WallClock
 from services.runtime.embedded import EmbeddedServer
-from services.runtime.envelope import Emit, decode, encode
+from services.runtime.envelope import Emit, Wire, decode, encode
+from services.runtime.errors import Retry
 from services.runtime.metrics import Metrics
 from services.runtime.service import Service
 from services.runtime.settings import RuntimeSettings
@@ -122,6 +126,58 @@ async def test_a_changed_fleet_is_declared_and_a_bad_one_is_refused_until_it_is_
         *_, last = await until(lambda: declared(3))
         assert [server.name for server in last.servers] == ["b"]
         assert (await until(lambda: alerts(2)))[1].resolved
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["goes on", "is ended and started again"])
+@pytest.mark.parametrize("arrives", [False, True], ids=["message lost", "acknowledgement lost"])
+async def test_windows_join_though_one_is_not_known_to_be_published_and_the_collector(
+    nats: EmbeddedServer,
+    outside: Bus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arrives: bool,
+    ends: bool,
+) -> None:
+    file = tmp_path / "fleet.json"
+    written(file, "a", "b", "c")
+    publish, failures = Bus.publish, [3, 7, 8]
+    failed = asyncio.Event()
+    seen = 0
+
+    async def unsure(self: Bus, wire: Wire) -> Stored:
+        nonlocal seen
+        if wire.subject.startswith("stoker.v1.telemetry."):
+            seen += 1
+            if failures and seen == failures[0]:
+                del failures[0]
+                if arrives:
+                    await publish(self, wire)
+                failed.set()
+                if ends:
+                    # Its process is killed before it can do anything more.
+                    await asyncio.Event().wait()
+                raise Retry("no answer")
+        return await publish(self, wire)
+
+    async def windows(count: int) -> dict[str, list[TelemetryObserved]]:
+        found: dict[str, list[TelemetryObserved]] = {name: [] for name in ("a", "b", "c")}
+        for window in await told(outside, "TELEMETRY", "stoker.v1.telemetry.observed.*.*"):
+            found[window.server].append(window)
+        return found if all(len(several) >= count for several in found.values()) else {}
+
+    monkeypatch.setattr(Bus, "publish", unsure)
+    if ends:
+        task = asyncio.create_task(Chassis(*collector(nats, file), WallClock(), Metrics()).run())
+        await failed.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        failures.clear()
+    async with running(*collector(nats, file)):
+        found = await until(lambda: windows(8))
+    assert failed.is_set()
+    for several in found.values():
+        for before, after in pairwise(several):
+            assert after.window_start_s == before.window_end_s < after.window_end_s
 
 
 async def test_the_six_legacy_files_are_declared_and_reloaded_as_they_are(
