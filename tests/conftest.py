@@ -7,11 +7,14 @@ import pytest
 from hypothesis import settings
 
 from services.perfmodel.queueing_models.chains import warm_up
+from services.runtime import logs
+from services.runtime.settings import LogSettings
 
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 # As in a service: what is tested of the performance models is what their kernels answer.
 warm_up()
+logs.configure(LogSettings(format="text"))
 
 REPOSITORY = Path(__file__).parent.parent
 
