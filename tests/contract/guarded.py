@@ -74,7 +74,7 @@ async def denied(server: Guarded, user: str, lines: list[str]) -> list[bool]:
     for line in lines:
         writer.write(line.encode() + b"PING\r\n")
         refused = False
-        while (said := await asyncio.wait_for(reader.readline(), 5)) != b"PONG\r\n":
+        while (said := await asyncio.wait_for(reader.readline(), 60)) != b"PONG\r\n":
             assert said, f"the connection was ended at {line!r}"
             refused |= said.startswith(b"-ERR 'Permissions Violation")
             assert refused or not said.startswith(b"-ERR"), said
@@ -99,7 +99,7 @@ def new_key(seed_file: Path) -> str:
     return pair.public_key.decode()
 
 
-async def kept(bus: Bus, stream: str, subject: str, within_s: float = 10.0) -> None:
+async def kept(bus: Bus, stream: str, subject: str, within_s: float = 60.0) -> None:
     """Wait until a stream has kept something."""
     deadline = time.monotonic() + within_s
     while not await bus.newest(stream, [subject]):

@@ -24,7 +24,7 @@ from services.runtime.embedded import EmbeddedServer
 from services.runtime.settings import BusSettings
 from services.runtime.topology import LEASES, SNAPSHOTS
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 # Long enough that a process which waits for its turn on a busy machine does not lose its lease.
 LEASE_S = 3.0
@@ -89,7 +89,7 @@ class Scene:
             await asyncio.sleep(0.1)
         return time.monotonic() - began
 
-    async def decides_on(self, within_s: float = 40) -> None:
+    async def decides_on(self, within_s: float = 120.0) -> None:
         """Wait until every server has a decision on a generation that is not decided yet."""
         before = await self.newest_decided()
 
@@ -141,22 +141,22 @@ async def test_whatever_instance_dies_or_stalls_each_key_has_one_owner_and_nothi
     async def moved() -> bool:
         return all([await scene.shared_by(service, 2) for service in SHARING])
 
-    took_s = await scene.until("the keys of the dead moved", 30, moved)
+    took_s = await scene.until("the keys of the dead moved", 120, moved)
     # A term, the rounds that see it, and what a busy machine adds.
-    assert took_s < LEASE_S * (1 + 2 / 3) + 3.0
-    await scene.until("the active followed", 30, lambda: scene.followed(active))
+    assert took_s < LEASE_S * (1 + 2 / 3) + 8.0
+    await scene.until("the active followed", 120, lambda: scene.followed(active))
     for instance in active:
         deployment.start(instance)
     await scene.decides_on()
     await scene.until(
-        "the dead stand by", 40, lambda: asyncio.to_thread(lambda: all(map(deployment.ready, active)))
+        "the dead stand by", 120, lambda: asyncio.to_thread(lambda: all(map(deployment.ready, active)))
     )
 
     # The active stall until others have followed, and go on in the middle of what they did.
     active = [await scene.active(service) for service in ALONE]
     for instance in active:
         deployment.freeze(instance)
-    await scene.until("the stalled followed", 30, lambda: scene.followed(active))
+    await scene.until("the stalled followed", 120, lambda: scene.followed(active))
     await scene.decides_on()
     for instance in active:
         deployment.thaw(instance)
@@ -168,7 +168,7 @@ async def test_whatever_instance_dies_or_stalls_each_key_has_one_owner_and_nothi
         async def handled(service: str = service) -> bool:
             return await accounts.outstanding(scene.buses[service], service) == 0
 
-        await scene.until(f"all windows acknowledged by the {service}", 60, handled)
+        await scene.until(f"all windows acknowledged by the {service}", 120, handled)
 
     found = await accounts.facts(scene.buses["actuator"], "STATE", "DECISIONS")
     for service, topic in zip(SHARING, ("parameters.estimated", "forecast.issued"), strict=True):

@@ -27,7 +27,7 @@ async def connect(nats: EmbeddedServer) -> AsyncIterator[Connect]:
     async with AsyncExitStack() as stack:
 
         async def as_service(service: str = "tuner", **settings: object) -> Bus:
-            defaults: dict[str, object] = {"url": nats.url, "storage": "memory", "connect_timeout_s": 5}
+            defaults: dict[str, object] = {"url": nats.url, "storage": "memory", "connect_timeout_s": 30}
             bus = await Bus.connect(BusSettings.model_validate(defaults | settings), service)
             stack.push_async_callback(bus.close)
             return bus

@@ -33,7 +33,7 @@ def stock(at_s: float, server: str = "s", **emit: Any) -> Wire:
     return encode(Emit(payload, **emit), "collector", 1.0)
 
 
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

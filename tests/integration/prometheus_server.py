@@ -17,7 +17,7 @@ from aiohttp.test_utils import unused_port
 from services.runtime.child import end, last_lines, spawn
 
 T = TypeVar("T")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SCRAPE_S = 0.5
 
 

@@ -73,7 +73,7 @@ async def test_the_audit_trail_is_printed_from_a_time_by_subject_and_server(
     refused = decision("a/chat", 2, Verdict.REJECT)
     await publish(actuator, decision("a/chat", 1), decision("b", 1), refused, alert)
     child = await tail(nats, "--from", "1h", "--no-follow", "--server", "a/chat", "--json")
-    said, complained = await asyncio.wait_for(child.communicate(), 30)
+    said, complained = await asyncio.wait_for(child.communicate(), 60)
     assert child.returncode == 0, complained.decode()
     lines = [json.loads(line) for line in said.decode().splitlines()]
     assert [(line["data"].get("generation"), line["data"].get("verdict")) for line in lines] == [
@@ -84,14 +84,14 @@ async def test_the_audit_trail_is_printed_from_a_time_by_subject_and_server(
     assert all(line["subject"].startswith("stoker.v1.") and line["id"] for line in lines)
 
     only = await tail(nats, "stoker.v1.decision.made.*", "--from", "1h", "--no-follow")
-    said, complained = await asyncio.wait_for(only.communicate(), 30)
+    said, complained = await asyncio.wait_for(only.communicate(), 60)
     assert only.returncode == 0, complained.decode()
     assert len(said.decode().splitlines()) == 3
     assert "decision.made  a/chat  reject by down: 2×H100 → 2×H100; a reason" in said.decode()
 
     future = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     none = await tail(nats, "--from", future, "--no-follow")
-    said, complained = await asyncio.wait_for(none.communicate(), 30)
+    said, complained = await asyncio.wait_for(none.communicate(), 60)
     assert (none.returncode, said) == (0, b""), complained.decode()
 
 
@@ -101,9 +101,9 @@ async def test_what_comes_follows_what_was_kept_and_nothing_is_printed_twice(
     await publish(actuator, decision("s", 1))
     child = await tail(nats, "stoker.v1.decision.>", "--from", "1h", "--count", "3", "--json")
     assert child.stdout is not None
-    first = json.loads(await asyncio.wait_for(child.stdout.readline(), 30))
+    first = json.loads(await asyncio.wait_for(child.stdout.readline(), 60))
     await publish(actuator, decision("s", 2), decision("s", 3))
-    rest = [json.loads(line) for line in (await asyncio.wait_for(child.stdout.read(), 30)).splitlines()]
+    rest = [json.loads(line) for line in (await asyncio.wait_for(child.stdout.read(), 60)).splitlines()]
     assert child.stderr is not None
     assert (await child.stderr.read(), await child.wait()) == (b"", 0)
     assert [line["data"]["generation"] for line in (first, *rest)] == [1, 2, 3]

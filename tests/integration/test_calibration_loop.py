@@ -15,7 +15,7 @@ from services.runtime.bus import Bus
 from services.runtime.envelope import decode
 from services.runtime.settings import BusSettings
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 TRUTH = {"alpha_s": 8e-3, "beta_s": 16e-6, "gamma_s": 5e-7}
 # 30 % off, each its own way, so that no single figure is wrong by as much.

@@ -142,7 +142,7 @@ async def foreign_publish(server: EmbeddedServer, subject: str, header: bytes, d
     writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
     writer.write(b"HPUB %s %d %d\r\n" % (subject.encode(), len(block), len(block) + len(data)))
     writer.write(block + data + b"\r\nPING\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (line := await reader.readline()) != b"PONG\r\n":
             assert line, "the server ended the connection"
             assert not line.startswith(b"-ERR"), line

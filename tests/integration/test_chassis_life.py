@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from echo import (
+    BUSY_S,
     Echo,
     Sole,
     all_acknowledged,
@@ -46,26 +47,26 @@ async def test_of_two_instances_one_works_and_the_other_takes_over_within_the_le
     await until(lambda: ready(two))
     took_s = time.monotonic() - began
     print(f"took over after {took_s:.2f} s of a lease of 1.5 s")
-    assert took_s < 1.5 * 1.1 + 1.0
+    assert took_s < 1.5 * 1.1 + BUSY_S
     await outside.publish(sent(window(2.0)))
     await until(lambda: second.counts == {"s": 2})
     two.stop()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
 
 
 async def test_an_instance_that_stops_in_order_hands_over_before_its_lease_is_over(
     nats: EmbeddedServer, outside: Bus
 ):
-    one = chassis_of(nats, Sole(), "one", lease_s=5.0)
-    two = chassis_of(nats, Sole(), "two", lease_s=5.0)
+    one = chassis_of(nats, Sole(), "one", lease_s=30.0)
+    two = chassis_of(nats, Sole(), "two", lease_s=30.0)
     async with running(one):
         waiting = asyncio.create_task(two.run())
         await until(lambda: two.reasons() == [])
     began = time.monotonic()
     await until(lambda: ready(two))
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 15.0
     two.stop()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
 
 
 async def test_a_standby_can_be_stopped(nats: EmbeddedServer, outside: Bus):
@@ -74,7 +75,7 @@ async def test_a_standby_can_be_stopped(nats: EmbeddedServer, outside: Bus):
         waiting = asyncio.create_task(two.run())
         await until(lambda: two.reasons() == [])
         two.stop()
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 60)
         assert echo.log == []
 
 
@@ -93,7 +94,7 @@ async def test_a_standby_is_ready_whatever_it_will_lack_when_it_works(nats: Embe
     await until(lambda: two.reasons() == [])
     for chassis, task in ((two, waiting), (one, working)):
         chassis.stop()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
 
 
 async def test_an_instance_whose_lease_another_took_ends(
@@ -105,7 +106,7 @@ async def test_an_instance_whose_lease_another_took_ends(
     leases = await (await connect("actuator")).bucket(LEASES)
     await leases.put("active", b'{"holder": "two"}')
     with pytest.raises(Fatal, match=r"actuator\.lease ended: .*was lost to two"):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
     assert echo.log[-1] == "close"
 
 
@@ -159,7 +160,7 @@ async def test_a_service_that_is_stopped_at_any_step_of_a_message_ends_in_order_
     task = asyncio.create_task(chassis.run())
     await until(lambda: ready(chassis))
     await outside.publish(sent(window(1.0)))
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
     assert echo.log[-2:] == ["accept", "close"]
     assert len(stopping) == 1
     await all_acknowledged(outside)
@@ -186,7 +187,7 @@ async def test_the_first_task_that_fails_ends_the_run_with_its_name_and_the_othe
     await until(lambda: ready(chassis))
     go.set()
     with pytest.raises(Fatal, match=r"actuator\.fails ended: RuntimeError\('boom'\)"):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
     assert echo.log[-2:] == ["lasts ended", "close"]
     assert chassis.reasons() == ["stopped"]
 
@@ -202,7 +203,7 @@ async def test_a_task_that_ends_without_an_error_ends_the_run_too(
     echo = Sole()
     echo.loops = {"ends": ends}
     with pytest.raises(Fatal, match=r"actuator\.ends ended: None"):
-        await asyncio.wait_for(chassis_of(nats, echo).run(), 5)
+        await asyncio.wait_for(chassis_of(nats, echo).run(), 60)
 
 
 async def test_a_connection_that_is_ended_for_good_ends_the_run(nats: EmbeddedServer, outside: Bus):
@@ -211,7 +212,7 @@ async def test_a_connection_that_is_ended_for_good_ends_the_run(nats: EmbeddedSe
     await until(lambda: ready(chassis))
     await chassis._buses[0]._client.publish("x" * 5000, b"")
     with pytest.raises(Fatal, match=r"predictor\.bus ended: .*maximum control line exceeded"):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
 
 
 async def test_a_service_does_not_start_on_a_server_without_its_streams(nats: EmbeddedServer):

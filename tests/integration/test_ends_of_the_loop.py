@@ -36,7 +36,7 @@ from services.runtime.service import Service
 from services.runtime.settings import RuntimeSettings
 from services.runtime.topology import topology
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @pytest_asyncio.fixture

@@ -21,7 +21,7 @@ async def test_an_optimizer_that_starts_after_all_plans_have_expired_goes_on_fro
     await bus.publish(sent(expired, expires_at_s=expired.expires_at_s))
     chassis = chassis_of(nats, service := OptimizerService(Settings()))
     task = asyncio.create_task(chassis.run())
-    await until(lambda: chassis.active and "no fleet is declared yet" in chassis.reasons(), within_s=20)
+    await until(lambda: chassis.active and "no fleet is declared yet" in chassis.reasons())
     assert service._state.last_generation == 41
     chassis.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)

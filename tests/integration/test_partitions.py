@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from echo import Echo, chassis_of, messages, sent, until, window
+from echo import BUSY_S, Echo, chassis_of, messages, sent, until, window
 
 from schemas.base import Contract, Quality
 from schemas.subjects import PARTITIONS, partition_of
@@ -35,7 +35,7 @@ async def several_more(server: EmbeddedServer, there: Chassis, name: str) -> Asy
     await shared(there, joining)
     yield
     joining.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
 
 
 @asynccontextmanager
@@ -52,7 +52,7 @@ async def several(
         for chassis, _ in running.values():
             chassis.stop()
         await asyncio.wait_for(
-            asyncio.gather(*(task for _, task in running.values()), return_exceptions=True), 20
+            asyncio.gather(*(task for _, task in running.values()), return_exceptions=True), 60
         )
 
 
@@ -72,8 +72,7 @@ async def shared(*instances: Chassis) -> None:
         lambda: (
             sum(len(one.held) for one in instances) == PARTITIONS
             and max(len(one.held) for one in instances) - min(len(one.held) for one in instances) <= 1
-        ),
-        within_s=20,
+        )
     )
 
 
@@ -112,7 +111,7 @@ async def test_three_instances_share_the_partitions_and_each_server_is_answered_
     snapshots = await (await connect("predictor")).bucket(SNAPSHOTS)
     async with several(nats, "one", "two", "three") as instances:
         await publish(outside, range(1, 6))
-        await all_counted(snapshots, 5, within_s=30)
+        await all_counted(snapshots, 5, within_s=60)
         held = {name: chassis.held for name, (chassis, _) in instances.items()}
     assert sorted(len(one) for one in held.values()) == [21, 21, 22]
     assert sorted(p for one in held.values() for p in one) == sorted(map(str, range(PARTITIONS)))
@@ -129,7 +128,7 @@ async def test_the_keys_of_a_killed_instance_move_within_the_lease_and_no_window
     snapshots = await (await connect("predictor")).bucket(SNAPSHOTS)
     async with several(nats, "one", "two", "three") as instances:
         await publish(outside, range(1, 3))
-        await all_counted(snapshots, 2, within_s=30)
+        await all_counted(snapshots, 2, within_s=60)
         killed, task = instances["two"]
         orphans = killed.held
         publishing = asyncio.create_task(publish(outside, range(3, 6)))
@@ -137,9 +136,9 @@ async def test_the_keys_of_a_killed_instance_move_within_the_lease_and_no_window
         await asyncio.gather(task, return_exceptions=True)
         began = time.monotonic()
         left = [instances["one"][0], instances["three"][0]]
-        await until(lambda: orphans <= left[0].held | left[1].held, within_s=20)
+        await until(lambda: orphans <= left[0].held | left[1].held)
         took_s = time.monotonic() - began
-        assert took_s < LEASE_S * (1 + 2 / 3) + 2.0, "a term, and the rounds that see it"
+        assert took_s < LEASE_S * (1 + 2 / 3) + BUSY_S, "a term, and the rounds that see it"
         assert not left[0].held & left[1].held
         await publishing
         # What it had in hand is delivered again once its acknowledgement is overdue.
@@ -159,7 +158,7 @@ async def test_what_a_killed_instance_had_in_hand_is_handled_before_what_came_la
     first.fail = busy
     killed = chassis_of(nats, first, "killed", lease_s=LEASE_S)
     task = asyncio.create_task(killed.run())
-    await until(lambda: len(killed.held) == PARTITIONS, within_s=20)
+    await until(lambda: len(killed.held) == PARTITIONS)
     await outside.publish(sent(window(1.0)))
     await until(lambda: [1.0] in first.batches)
     task.cancel()
@@ -171,26 +170,26 @@ async def test_what_a_killed_instance_had_in_hand_is_handled_before_what_came_la
     await until(lambda: sum(map(len, second.batches)) == 2, within_s=ACK_WAIT_S / 2)
     assert [end_s for batch in second.batches for end_s in batch] == [1.0, 2.0]
     heir.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
 
 
 async def test_an_instance_that_joins_is_given_its_share_and_one_that_leaves_gives_it_back_at_once(
     nats: EmbeddedServer, outside: Bus, connect: Connect
 ):
-    snapshots = await (await connect("predictor")).bucket(SNAPSHOTS)
+    bus = await connect("predictor")
+    snapshots, leases = await bus.bucket(SNAPSHOTS), await bus.bucket(LEASES)
     async with several(nats, "one") as instances:
         one, _ = instances["one"]
         await publish(outside, range(1, 2))
         async with several_more(nats, one, "two"):
             await publish(outside, range(2, 4))
-            await all_counted(snapshots, 3, within_s=30)
+            await all_counted(snapshots, 3, within_s=60)
             assert len(one.held) == PARTITIONS // 2
-        began = time.monotonic()
+        # Given back, not left to run out.
+        assert not any(b"two" in value or "two" in key for key, (value, _) in (await leases.all()).items())
         await until(lambda: len(one.held) == PARTITIONS)
-        assert time.monotonic() - began < LEASE_S + 1.0
         await publish(outside, range(4, 5))
-        await all_counted(snapshots, 4, within_s=30)
-    leases = await (await connect("predictor")).bucket(LEASES)
+        await all_counted(snapshots, 4, within_s=60)
     assert await leases.all() == {}
 
 
@@ -219,7 +218,7 @@ async def test_what_a_part_fails_on_of_what_all_see_is_left_out_alone_and_ends_n
     await until(lambda: "handle InventoryObserved" in echo.log)
     assert chassis.reasons() == [] and not task.done()
     chassis.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)
 
 
 async def test_what_all_instances_see_reaches_every_part_also_when_the_server_has_been_away(
@@ -237,6 +236,6 @@ async def test_what_all_instances_see_reaches_every_part_also_when_the_server_ha
     await until(lambda: not echo.host.active)
     await nats.start()
     await outside.publish(sent(seen(2.0)))
-    await until(lambda: echo.log.count("handle InventoryObserved") >= 2, within_s=20)
+    await until(lambda: echo.log.count("handle InventoryObserved") >= 2)
     chassis.stop()
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 60)

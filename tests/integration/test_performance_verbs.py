@@ -45,10 +45,10 @@ Ask = Callable[[str, object], Awaitable[Any]]
 @pytest_asyncio.fixture
 async def ask(nats: EmbeddedServer, bus: Bus) -> AsyncIterator[Ask]:
     """Asks a running optimizer, which knows of no fleet; returns what the body of its answer holds."""
-    settings = Settings(instance="one", bus=BusSettings(url=nats.url, storage="memory", connect_timeout_s=5))
+    settings = Settings(instance="one", bus=BusSettings(url=nats.url, storage="memory", connect_timeout_s=30))
     chassis = Chassis(OptimizerService(settings), settings, WallClock(), Metrics())
     task = asyncio.create_task(chassis.run())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while chassis.metrics.registry.get_sample_value("stoker_active", {"service": "optimizer"}) != 1:
         assert not task.done() and time.monotonic() < deadline, chassis.reasons()
         await asyncio.sleep(0.01)
@@ -60,7 +60,7 @@ async def ask(nats: EmbeddedServer, bus: Bus) -> AsyncIterator[Ask]:
 
     yield asked
     chassis.stop()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
 
 
 async def test_a_problem_is_answered_in_its_form_and_a_list_in_its_order(ask: Ask) -> None:

@@ -56,7 +56,7 @@ async def prometheus(tmp_path: Path, unused_tcp_port: int) -> AsyncIterator[tupl
         "--log.level=error",
     )
     try:
-        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+        async with aiohttp.ClientSession() as session, asyncio.timeout(60):
             while not await ready(session, url):  # noqa: ASYNC110 - another process's event
                 await asyncio.sleep(0.1)
         yield url, end_s

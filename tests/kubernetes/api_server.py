@@ -22,7 +22,7 @@ import yaml
 
 from services.runtime.child import end, last_lines, spawn
 
-READY_S = 60.0
+READY_S = 120.0
 ADMIN_TOKEN = "admin-of-the-test-cluster"
 VERSION = "1.20.2"
 MERGE = "application/merge-patch+json"

@@ -9,10 +9,8 @@ import yaml
 from api_server import ApiServer, api_server, wait_for
 from custom_resources import Objects
 from kubelet import Kubelet, node
-from manifests import GROUPS
+from manifests import DEPLOYED, GROUPS, ROLES
 
-DEPLOYED = Path(__file__).parents[2] / "deploy" / "kubernetes"
-ROLES = (*sorted((DEPLOYED / "base" / "rbac").glob("*.yaml")), DEPLOYED / "operator" / "rbac.yaml")
 DEFINITIONS = sorted((DEPLOYED / "operator" / "crds").glob("*.yaml"))
 NODES = (("node-h100-a", "H100", 8), ("node-h100-b", "H100", 4), ("node-l4", "L4", 8))
 _NUMBERS = count(1)

@@ -26,7 +26,7 @@ from services.runtime.service import Service
 from services.runtime.settings import BusSettings, RuntimeSettings
 from services.runtime.topology import topology
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SAMPLES = Path(__file__).parents[2] / "deploy" / "kubernetes" / "samples"
 
 

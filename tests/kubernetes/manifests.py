@@ -1,9 +1,12 @@
-"""Manifests of inference servers as Deployments."""
+"""What a test deploys: inference servers as Deployments; and where what the project deploys is."""
 
+from pathlib import Path
 from typing import Any
 
 from kubelet import GPU, TYPE
 
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "kubernetes"
+ROLES = (*sorted((DEPLOYED / "base" / "rbac").glob("*.yaml")), DEPLOYED / "operator" / "rbac.yaml")
 GROUPS = "leaderworkerset.x-k8s.io"
 
 

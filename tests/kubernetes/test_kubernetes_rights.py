@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from api_server import READY_S, ApiServer
-from conftest import ROLES
-from manifests import GROUPS, group, variant
+from manifests import GROUPS, ROLES, group, variant
 from operation import Operation, only
 
 from schemas.actuation import ActuationFailed, FailureReason, VariantScale
