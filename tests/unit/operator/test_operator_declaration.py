@@ -189,7 +189,7 @@ def test_the_revision_is_of_what_is_declared_and_not_of_when() -> None:
 
 
 @given(resources())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80)
 def test_whatever_the_api_server_lets_through_makes_a_valid_fleet(found: list[Resource]) -> None:
     made = declare(found, NOW_S)
     FleetDeclared.model_validate(made.fleet.model_dump(mode="json"))
@@ -208,7 +208,7 @@ def test_whatever_the_api_server_lets_through_makes_a_valid_fleet(found: list[Re
 
 
 @given(resources(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_the_objects_does_not_matter(found: list[Resource], chance: random.Random) -> None:
     shuffled = list(found)
     chance.shuffle(shuffled)
@@ -229,7 +229,7 @@ def strangers(draw: st.DrawFn) -> Resource:
 
 
 @given(resources(), strangers())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100)
 def test_an_object_more_takes_no_other_down(found: list[Resource], stranger: Resource) -> None:
     before, after = declare(found, NOW_S), declare([*found, stranger], NOW_S)
     # What there is, which messages list, has grown.
