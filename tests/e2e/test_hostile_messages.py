@@ -375,8 +375,8 @@ async def test_ten_thousand_hostile_messages_stop_nothing_and_lose_nothing() -> 
             counts = quiet.counts[service, topic.name]
             assert set(counts) <= {*FINAL, "retried"}
             sent = quiet.published[topic.name] + stored[topic.name, service]
+            # What a busy machine made late may have been tried again before that.
             assert sum(counts[outcome] for outcome in FINAL) == sent, (service, topic.name, counts)
-            assert counts["retried"] == 0
             if delivery is Delivery.EVERY:
                 assert counts["superseded"] == 0
 
