@@ -49,7 +49,7 @@ def tune(
     from services.tuner.replay import ObservationsRefused, read_recordings, replay
     from services.tuner.settings import ObservationSettings
 
-    chosen = {name: yaml.safe_load(value) for name, value in _pairs("--set", set_)}
+    chosen = {name: _setting(name, value) for name, value in _pairs("--set", set_)}
     start = {name: _number(name, value) for name, value in _pairs("--prior", prior)} or None
     asked = plugins.build("stoker.laws", law)
     built = plugins.build("stoker.estimators", estimator, chosen)
@@ -100,6 +100,13 @@ def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
             _refuse(f"{option}: {text!r}, expected NAME=VALUE")
         pairs.append((name, value))
     return pairs
+
+
+def _setting(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        _refuse(f"--set: {name}={text}, expected a value as YAML writes it")
 
 
 def _number(name: str, text: str) -> float:
