@@ -8,11 +8,18 @@ import pytest
 from simulated_telemetry import LAW, TRUTH, WRONG, Loop, declared, fleet
 
 from schemas.fleet import ModelProfile, Objective, Server, ServiceClass
-from schemas.parameters import CalibrationPoint, CalibrationProposed, Health
+from schemas.parameters import (
+    CalibrationPoint,
+    CalibrationProposed,
+    FitEvidence,
+    Health,
+    ParametersEstimated,
+)
 from services.perfmodel.law import Workload
 from services.simulator.fleet import Fleet, Refused, UnknownName
-from services.tuner.calibration import design
+from services.tuner.calibration import design, proposal
 from services.tuner.core import step
+from services.tuner.settings import CalibrationSettings
 
 PROFILE = ModelProfile(accelerator="H100", max_batch=64)
 KNOWN_LITTLE = tuple(tuple(0.25 if i == j else 0.0 for j in range(3)) for i in range(3))
@@ -51,6 +58,15 @@ def test_the_points_chosen_teach_about_as_much_as_the_best_of_all_sets() -> None
     best = max(log_determinant(three) for three in combinations_with_replacement(different, 3))
     # Greedy choices are known to be within a constant of the best; here they are next to it.
     assert log_determinant(chosen) > best - 0.5
+
+
+def test_no_sweep_is_designed_for_an_estimate_whose_covariance_is_unknown() -> None:
+    evidence = FitEvidence(observations=100)
+    asked = {"model": "m", "accelerator": "H100", "law": LAW.name, "law_version": 1, "values": TRUTH}
+    asked |= {"health": Health.LEARNING, "evidence": evidence, "estimator": "e", "estimated_at_s": 1.0}
+    known = ParametersEstimated(**asked, covariance=KNOWN_LITTLE)
+    assert proposal(known, LAW, PROFILE, CalibrationSettings(), 2.0) is not None
+    assert proposal(ParametersEstimated(**asked), LAW, PROFILE, CalibrationSettings(), 2.0) is None
 
 
 def short_of_the_knee(input_tokens: float, output_tokens: float, share: float) -> CalibrationPoint:
