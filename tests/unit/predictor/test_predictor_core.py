@@ -15,7 +15,7 @@ from schemas.forecast import ForecastIssued, rate_at, tokens_at
 from schemas.telemetry import InventoryObserved, StartupTime, TelemetryObserved, VariantInventory
 from services.predictor.core import State, lead_time_s, observe, played_back, step
 from services.predictor.quantiles import LEVELS, pinball
-from services.predictor.series import Series
+from services.predictor.series import Measured, Series, advance, due_for_fit, fitted, speak
 from services.predictor.service import pool_of
 from services.predictor.settings import PredictorSettings
 from services.predictor.snapshot import dump, dump_entry, load, load_entry
@@ -392,6 +392,24 @@ def test_the_history_of_a_series_outlives_a_change_of_forecasters() -> None:
     assert len(restored.history) == 60
     assert restored.record is None
     assert restored.open == ()
+
+
+def test_what_was_fitted_to_a_longer_history_than_is_now_kept_is_forgotten() -> None:
+    series, day_s = Series(), 86_400.0
+    for index in range(220):
+        start_s = START_S + index * 600.0
+        rate = 5.0 + 2.0 * math.sin(2.0 * math.pi * start_s / day_s)
+        series = advance(series, Measured(start_s, start_s + 600.0, rate), SETTINGS)
+    series = fitted(series, 3, POOL)
+    assert series.fits["ar-fourier"]["seasons"] == [1.0]
+
+    shorter = SETTINGS.model_copy(update={"history_windows": 30})
+    restored = load(dump(series, NAMES), NAMES)
+    series = advance(restored, Measured(series.end_s, series.end_s + 600.0, 5.0), shorter)
+    assert len(series.history) == 30 and due_for_fit(series, 3, shorter)
+    # It has no day ago to look at any more.
+    _, spoken = speak(series, 1800.0, POOL, shorter)
+    assert all(math.isfinite(rate) for rate in spoken.rates_rps)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"[1]", b"7", b"\xff", b'{"end_s": null}', b'{"a": [1]}'])
