@@ -43,7 +43,7 @@ DOUBTS = {
 }
 
 
-@MANY
+@settings(MANY, max_examples=25)
 @given(cases())
 def test_the_same_case_has_the_same_outcome(looked_at: Case) -> None:
     assert pass_gate(looked_at, RULES) == pass_gate(looked_at, RULES)
