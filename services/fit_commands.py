@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from services.plot_option import require_plots
+
 if TYPE_CHECKING:
     from services.tuner.sweeps.sweep import Sweep
     from services.tuner.training.trainer import Figures, LawFit, Scores, Training
@@ -50,8 +52,7 @@ def fit(
     from services.tuner.training.trainer import TrainingRefused, train
 
     asked = plugins.build("stoker.laws", law)
-    if plot is not None:
-        _require_plots(plot)
+    require_plots(plot)
     console = Console(stderr=True)
     try:
         sweeps = [read(file) for file in sweep]
@@ -74,15 +75,6 @@ def fit(
 def _refuse(message: str) -> NoReturn:
     print(message, file=sys.stderr)
     raise SystemExit(2)
-
-
-def _require_plots(plot: Path) -> None:
-    from importlib.util import find_spec
-
-    if plot.suffix.lower() != ".png" or not plot.parent.is_dir():
-        _refuse(f"--plot: {str(plot)!r}, expected a file that ends with .png in a folder that exists")
-    if find_spec("matplotlib") is None:
-        _refuse("--plot: matplotlib is not installed; install it with: pip install 'stoker[plots]'")
 
 
 def _finite(value: float) -> float | None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from services.plot_option import require_plots
+
 if TYPE_CHECKING:
     from services.predictor.backtest import Run, Score
     from services.predictor.forecaster import Forecaster
@@ -52,6 +54,7 @@ def backtest(
     """
     from services.predictor import backtest as scoring
 
+    require_plots(plot)
     pool, settings = _pool()
     held = [(path, _read(path, window, _names(columns))) for path in trace]
     spans = _horizons(horizons)
@@ -69,12 +72,12 @@ def backtest(
             rows.append(_row(path, name, span, run, first, *scores))
             drawn.append((f"{name}, {span:g} s", rates, run, one))
             progress.advance(task)
+    if as_json:
+        print(json.dumps(rows, indent=2, allow_nan=False))
+    else:
+        _show(rows)
     if plot is not None:
         _draw(plot, drawn)
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    _show(rows)
 
 
 def forecast(
@@ -124,7 +127,11 @@ def forecast(
                     "issued_at_s": held.start_s + (newest + 1) * held.width_s,
                     "rate": [
                         {"quantile": level, "rate_rps": rate}
-                        | ({} if lengths is None else {"input_tokens": inputs, "output_tokens": outputs})
+                        | (
+                            {}
+                            if lengths is None
+                            else {"input_tokens": _known(inputs), "output_tokens": _known(outputs)}
+                        )
                         for level, rate, inputs, outputs in levels
                     ],
                     "forecaster": "ensemble" if run.ensemble[newest] else "last",
@@ -133,7 +140,7 @@ def forecast(
             )
             progress.advance(task)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(rows, indent=2, allow_nan=False))
         return
     table = Table("series", "horizon s", *(f"q{level:g} rps" for level in LEVELS), "forecaster")
     for row in rows:
@@ -144,6 +151,10 @@ def forecast(
             row["forecaster"],
         )
     Console().print(table)
+
+
+def _known(figure: float) -> float | None:
+    return None if math.isnan(figure) else figure
 
 
 def _refuse(message: str) -> NoReturn:
@@ -239,13 +250,9 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _draw(path: Path, drawn: Sequence[tuple[str, Any, Any, Any]]) -> None:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        _refuse("--plot needs matplotlib, which is not installed: pip install 'stoker[plots]'")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12, 2.5 * len(drawn)), layout="constrained")
-    FigureCanvasAgg(figure)
     for place, (title, rates, run, trace) in enumerate(drawn):
         axes = figure.add_subplot(len(drawn), 1, place + 1)
         hours = [(i + 1) * trace.width_s / 3600.0 for i in range(len(rates))]

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -12,6 +11,8 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
+
+from services.plot_option import require_plots
 
 if TYPE_CHECKING:
     from services.tuner.replay import Recording, Update
@@ -49,14 +50,11 @@ def tune(
     from services.tuner.replay import ObservationsRefused, read_recordings, replay
     from services.tuner.settings import ObservationSettings
 
-    chosen = {name: yaml.safe_load(value) for name, value in _pairs("--set", set_)}
+    chosen = {name: _setting(name, value) for name, value in _pairs("--set", set_)}
     start = {name: _number(name, value) for name, value in _pairs("--prior", prior)} or None
     asked = plugins.build("stoker.laws", law)
     built = plugins.build("stoker.estimators", estimator, chosen)
-    if plot is not None and (plot.suffix.lower() != ".png" or not plot.parent.is_dir()):
-        _refuse(f"--plot: {str(plot)!r}, expected a file that ends with .png in a folder that exists")
-    if plot is not None and find_spec("matplotlib") is None:
-        _refuse("--plot: matplotlib is not installed; install it with: pip install 'stoker[plots]'")
+    require_plots(plot)
     try:
         built.start(start, asked)
         recordings = [
@@ -100,6 +98,13 @@ def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
             _refuse(f"{option}: {text!r}, expected NAME=VALUE")
         pairs.append((name, value))
     return pairs
+
+
+def _setting(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        _refuse(f"--set: {name}={text}, expected a value as YAML writes it")
 
 
 def _number(name: str, text: str) -> float:

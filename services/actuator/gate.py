@@ -16,6 +16,9 @@ from schemas.telemetry import InventoryObserved, TelemetryObserved
 
 Target = tuple[Allocation, ...]
 
+_UNSEEN_WINDOWS = 4
+"""Lengths of the newest window after whose end nobody knows whether a server is idle still."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -238,13 +241,15 @@ def remember(case: Case, gated: Gated, keep_s: float) -> Memory:
         reversals=(*reversals, now_s) if turned else reversals,
         moved_at_s=now_s if moved else memory.moved_at_s,
         panicked_at_s=now_s if gated.panics else memory.panicked_at_s,
-        idle_since_s=_idle_since_s(memory, case.telemetry),
+        idle_since_s=_idle_since_s(memory, case.telemetry, now_s),
     )
 
 
-def _idle_since_s(memory: Memory, window: TelemetryObserved | None) -> float | None:
-    """Since when nothing has arrived, been served or waited; not known where that was not measured well."""
+def _idle_since_s(memory: Memory, window: TelemetryObserved | None, now_s: float) -> float | None:
+    """Since when nothing has arrived, been served or waited; not known where that was not measured well or lately."""
     if window is None or window.quality is not Quality.OK or window.offered_rate_rps is None:
+        return None
+    if now_s - window.window_end_s > _UNSEEN_WINDOWS * (window.window_end_s - window.window_start_s):
         return None
     if window.offered_rate_rps or window.completed_rate_rps or window.running or window.waiting:
         return None

@@ -83,6 +83,10 @@ def advance(series: Series, window: Measured, settings: PredictorSettings) -> Se
     history = extended(
         series.history, window.start_s, window.end_s, window.rate_rps, settings.history_windows
     )
+    fits, fitted_steps = series.fits, series.fitted_steps
+    if len(history) < len(series.history):
+        # The settings keep less than they did: what was fitted looks back further than there is.
+        fits, fitted_steps = {}, 0
     keep = 0.5 ** (width_s / settings.token_half_life_s)
     inputs = with_window(series.input_tokens, window.input_tokens, window.requests, keep)
     outputs = with_window(series.output_tokens, window.output_tokens, window.requests, keep)
@@ -112,9 +116,9 @@ def advance(series: Series, window: Measured, settings: PredictorSettings) -> Se
     return Series(
         window.end_s,
         history,
-        series.fits,
+        fits,
         series.fitted_s,
-        series.fitted_steps,
+        fitted_steps,
         waiting,
         record,
         inputs,

@@ -72,7 +72,7 @@ class PredictorService(Service):
     async def _past(self) -> list[Trace]:
         asked, traces = self._settings.warm_start, []
         if asked.file is not None:
-            traces.append(read(asked.file, asked.step_s))
+            traces.append(await asyncio.to_thread(read, asked.file, asked.step_s))
         if asked.prometheus_url is not None:
             import aiohttp
 

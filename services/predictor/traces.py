@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ import numpy as np
 
 from services.predictor.history import Floats
 
+# A byte order mark, which spreadsheets write, is no part of the first name.
+_ENCODING = "utf-8-sig"
 _STARTS = ("window_start_s", "timestamp", "time")
 _NOT_SERIES = ("active_clients",)
 _MOST_WINDOWS = 1_000_000
+_ALMOST = 0.95
+"""Share of its last window that a request log must reach for it to count: its end is that of its last request."""
 
 
 class TraceRefused(ValueError):
@@ -53,7 +58,7 @@ def read(path: Path, width_s: float, columns: Sequence[str] = ()) -> Trace:
     Parameters: width_s, the window that request logs are counted in; a rate CSV has its own. Raises TraceRefused.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding=_ENCODING, newline="") as file:
             first = file.readline()
         found = _mooncake(path, width_s) if first.lstrip().startswith("{") else _of_csv(path, first, width_s)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -68,10 +73,11 @@ def read(path: Path, width_s: float, columns: Sequence[str] = ()) -> Trace:
 def _of_csv(path: Path, header: str, width_s: float) -> Trace:
     names = [name.strip() for name in next(csv.reader([header]), [])]
     if {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= set(names):
-        return _requests(path, width_s, _rows(path, "TIMESTAMP", "ContextTokens", "GeneratedTokens"))
+        return _requests(path, width_s, _rows(path, names, "TIMESTAMP", "ContextTokens", "GeneratedTokens"))
     if {"Timestamp", "Request tokens", "Response tokens"} <= set(names):
         model = "Model" if "Model" in names else ""
-        return _requests(path, width_s, _rows(path, "Timestamp", "Request tokens", "Response tokens", model))
+        figures = ("Timestamp", "Request tokens", "Response tokens")
+        return _requests(path, width_s, _rows(path, names, *figures, model))
     start = next((name for name in names if name.lower() in _STARTS), None)
     series = [name for name in names if name != start and name not in _NOT_SERIES]
     if start is None or not series:
@@ -79,16 +85,24 @@ def _of_csv(path: Path, header: str, width_s: float) -> Trace:
             f"{path}: header {header.strip()[:200]!r}: expected one of {', '.join(_STARTS)} and columns of rates, "
             "or the header of an Azure or BurstGPT log, or Mooncake's JSON lines"
         )
-    return _rates(path, start, series)
+    return _rates(path, names, start, series)
 
 
-def _rates(path: Path, start: str, series: Sequence[str]) -> Trace:
+def _lines(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, str | None]]]:
+    """The rows below the header of a CSV, each with where it is, by the names without the spaces about them."""
+    with path.open(encoding=_ENCODING, newline="") as file:
+        reader = csv.DictReader(file, names, skipinitialspace=True)
+        next(reader)
+        for row in reader:
+            yield f"{path}:{reader.line_num}", row
+
+
+def _rates(path: Path, names: Sequence[str], start: str, series: Sequence[str]) -> Trace:
     at_s: list[float] = []
     rates: list[list[float]] = []
-    with path.open(newline="") as file:
-        for line, row in enumerate(csv.DictReader(file, skipinitialspace=True), start=2):
-            at_s.append(_seconds(row.get(start), f"{path}:{line}: {start}"))
-            rates.append([_rate(row.get(name), f"{path}:{line}: {name}") for name in series])
+    for here, row in _lines(path, names):
+        at_s.append(_seconds(row[start], f"{here}: {start}"))
+        rates.append([_rate(row[name], f"{here}: {name}") for name in series])
     if len(at_s) < 2:
         raise TraceRefused(f"{path}: {len(at_s)} windows: expected at least 2")
     gaps = np.diff(np.unique(at_s))
@@ -98,7 +112,7 @@ def _rates(path: Path, start: str, series: Sequence[str]) -> Trace:
         raise TraceRefused(f"{path}: every row begins at {at_s[0]}: expected a window after another")
     width_s = float(widths[counts.argmax()])
     begin_s = min(at_s)
-    windows = _bounded(path, (max(at_s) - begin_s) / width_s) + 1
+    windows = round(_bounded(path, (max(at_s) - begin_s) / width_s)) + 1
     table = np.full((windows, len(series)), np.nan)
     for moment_s, values in zip(at_s, rates, strict=True):
         table[round((moment_s - begin_s) / width_s)] = values
@@ -113,21 +127,21 @@ class _Request:
     series: str
 
 
-def _rows(path: Path, at: str, inputs: str, outputs: str, series: str = "") -> Iterator[_Request]:
-    with path.open(newline="") as file:
-        for line, row in enumerate(csv.DictReader(file, skipinitialspace=True), start=2):
-            here = f"{path}:{line}"
-            yield _Request(
-                _seconds(row.get(at), f"{here}: {at}"),
-                _rate(row.get(inputs), f"{here}: {inputs}"),
-                _rate(row.get(outputs), f"{here}: {outputs}"),
-                (row.get(series) or "") if series else "",
-            )
+def _rows(
+    path: Path, names: Sequence[str], at: str, inputs: str, outputs: str, series: str = ""
+) -> Iterator[_Request]:
+    for here, row in _lines(path, names):
+        yield _Request(
+            _seconds(row[at], f"{here}: {at}"),
+            _rate(row[inputs], f"{here}: {inputs}"),
+            _rate(row[outputs], f"{here}: {outputs}"),
+            (row[series] or "") if series else "",
+        )
 
 
 def _mooncake(path: Path, width_s: float) -> Trace:
     def requests() -> Iterator[_Request]:
-        with path.open() as file:
+        with path.open(encoding=_ENCODING) as file:
             for line, text in enumerate(file, start=1):
                 if not text.strip():
                     continue
@@ -152,8 +166,8 @@ def _requests(path: Path, width_s: float, requests: Iterator[_Request]) -> Trace
     if np.isnan(at_s).any():
         raise TraceRefused(f"{path}: a request without a time: expected seconds")
     begin_s = float(at_s.min())
-    # The last window is not over when the log ends, so it would count too few.
-    windows = max(1, _bounded(path, (float(at_s.max()) - begin_s) / width_s))
+    # A window that is not over when the log ends would count too few.
+    windows = max(1, floor(_bounded(path, (float(at_s.max()) - begin_s) / width_s) + 1.0 - _ALMOST))
     places = ((at_s - begin_s) // width_s).astype(int)
     names = sorted({one.series for one in held if one.series})
     lengths = np.array([(one.input_tokens, one.output_tokens) for one in held])
@@ -176,12 +190,12 @@ def _means(places: Any, lengths: Floats, windows: int) -> Floats:
     return np.asarray(np.divide(sums, counts, out=np.full(windows, np.nan), where=counts > 0))
 
 
-def _bounded(path: Path, windows: float) -> int:
+def _bounded(path: Path, windows: float) -> float:
     if windows > _MOST_WINDOWS:
         raise TraceRefused(
             f"{path}: {windows:.0f} windows: expected at most {_MOST_WINDOWS}; is the time in seconds?"
         )
-    return round(windows)
+    return windows
 
 
 def _seconds(raw: str | None, where: str) -> float:
@@ -189,8 +203,7 @@ def _seconds(raw: str | None, where: str) -> float:
         found = float(raw or "")
     except ValueError:
         try:
-            # Azure's logs have seven digits of a second, one more than the standard library reads.
-            moment = datetime.fromisoformat((raw or "").strip()[:26])
+            moment = datetime.fromisoformat((raw or "").strip())
         except ValueError:
             raise TraceRefused(f"{where} is {raw!r}: expected seconds or a date and time") from None
         found = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -58,33 +58,37 @@ class Curve:
 def read_azure_trace(path: Path) -> list[Arrival]:
     """Read a request log of the form TIMESTAMP,ContextTokens,GeneratedTokens; times from its first row.
 
-    Timestamps carry fractions of any length (seven digits in the published traces). Raises TraceError on a
-    row that does not parse, on time that runs backwards, and on a log of fewer than two requests.
+    Timestamps carry fractions of any length (seven digits in the published traces). Raises TraceError on a file
+    that cannot be read, on a row that does not parse, on time that runs backwards, and on a log of fewer than two
+    requests.
     """
+    try:
+        header, *lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"{path}: expected a readable text file: {error}") from None
+    if header.strip() != "TIMESTAMP,ContextTokens,GeneratedTokens":
+        raise TraceError(f"{path}:1: {header!r}: expected TIMESTAMP,ContextTokens,GeneratedTokens")
     arrivals: list[Arrival] = []
     origin_s = 0.0
-    with path.open(encoding="utf-8-sig") as lines:
-        header = next(lines, "").strip()
-        if header != "TIMESTAMP,ContextTokens,GeneratedTokens":
-            raise TraceError(f"{path}:1: {header!r}: expected TIMESTAMP,ContextTokens,GeneratedTokens")
-        for number, line in enumerate(lines, start=2):
-            text = line.strip()
-            if not text:
-                continue
-            try:
-                stamp, context, generated = text.split(",")
-                time_s, inputs, outputs = _timestamp_s(stamp), int(context), int(generated)
-            except ValueError:
-                raise TraceError(
-                    f"{path}:{number}: {text!r}: expected a date and time and two whole numbers"
-                ) from None
-            if inputs < 1 or outputs < 1:
-                raise TraceError(f"{path}:{number}: {text!r}: expected token counts of at least 1")
-            if not arrivals:
-                origin_s = time_s
-            elif time_s - origin_s < arrivals[-1].time_s:
-                raise TraceError(f"{path}:{number}: {stamp!r}: expected times that do not run backwards")
-            arrivals.append(Arrival(time_s - origin_s, inputs, outputs))
+    for number, line in enumerate(lines, start=2):
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            stamp, context, generated = text.split(",")
+            time_s, inputs, outputs = _timestamp_s(stamp), int(context), int(generated)
+        except (ValueError, TypeError):
+            # A TypeError is a moment with its offset, of which the published traces have none.
+            raise TraceError(
+                f"{path}:{number}: {text!r}: expected a date and time and two whole numbers"
+            ) from None
+        if inputs < 1 or outputs < 1:
+            raise TraceError(f"{path}:{number}: {text!r}: expected token counts of at least 1")
+        if not arrivals:
+            origin_s = time_s
+        elif time_s - origin_s < arrivals[-1].time_s:
+            raise TraceError(f"{path}:{number}: {stamp!r}: expected times that do not run backwards")
+        arrivals.append(Arrival(time_s - origin_s, inputs, outputs))
     if len(arrivals) < 2 or arrivals[-1].time_s == 0.0:
         raise TraceError(f"{path}: {len(arrivals)} requests: expected at least two, at different times")
     return arrivals

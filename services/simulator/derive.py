@@ -1,7 +1,9 @@
 """A plant from a declared fleet alone: engines that run as declared, under the nominal load."""
 
+from pydantic import ValidationError
+
 from schemas.fleet import FleetDeclared, Model, ModelProfile, Server, startup_assumed_s
-from services.simulator.plant import Plant, PlantError
+from services.simulator.plant import Plant, PlantError, faults_of
 
 _RATE_RPS = 1.0
 _INPUT_TOKENS, _OUTPUT_TOKENS = 512.0, 128.0
@@ -11,17 +13,21 @@ _TAIL = 1.3
 def plant_of(fleet: FleetDeclared) -> Plant:
     """The plant of a fleet; without a nominal load a server gets one request a second, 512 tokens in, 128 out.
 
-    Raises PlantError when a profile declares no three-parameter law, or nothing declares capacity.
+    Raises PlantError when a profile declares no three-parameter law, nothing declares capacity, or what is declared
+    makes no plant, as where the fewest replicas of all servers do not fit.
     """
     if not fleet.capacity:
         raise PlantError("capacity: a simulated plant needs the cards of each type declared")
     models = {model.name: model for model in fleet.models}
-    return Plant.model_validate(
-        {
-            "accelerators": [{"type": c.type, "count": c.count} for c in fleet.capacity],
-            "servers": [_server(fleet, server, models[server.model]) for server in fleet.servers],
-        }
-    )
+    plant = {
+        "accelerators": [{"type": c.type, "count": c.count} for c in fleet.capacity],
+        "servers": [_server(fleet, server, models[server.model]) for server in fleet.servers],
+    }
+    try:
+        return Plant.model_validate(plant)
+    except ValidationError as error:
+        faults = "; ".join(faults_of(error))
+        raise PlantError(f"no plant follows from the fleet: {faults}; give one with --plant") from None
 
 
 def _server(fleet: FleetDeclared, server: Server, model: Model) -> dict[str, object]:

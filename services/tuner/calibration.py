@@ -34,9 +34,12 @@ def proposal(
     settings: CalibrationSettings,
     now_s: float,
 ) -> CalibrationProposed | None:
-    """A sweep for parameters that are not identified; None where they are, or too little was tried yet."""
+    """A sweep for parameters that are not identified; None where they are, or too little was tried yet.
+
+    None as well where the covariance is unknown, for then nothing says which points would teach the most.
+    """
     seen = estimate.evidence.observations
-    if estimate.health is Health.IDENTIFIED or seen < settings.least_observations:
+    if estimate.health is Health.IDENTIFIED or seen < settings.least_observations or not estimate.covariance:
         return None
     points = design(estimate.values, estimate.covariance, law, profile, settings.points)
     return CalibrationProposed(

@@ -138,13 +138,18 @@ def step(
         if seen:
             before = pairs[pair]
             learned, estimate = setup.estimator.update(before.estimator, seen, now_s)
-            pairs[pair] = replace(before, estimator=learned, learned_s=seen[-1].window_end_s)
+            # A server whose windows come late must not make the estimate look older than the one before.
+            learned_s = max(before.learned_s, seen[-1].window_end_s)
+            pairs[pair] = replace(before, estimator=learned, learned_s=learned_s)
             if estimate is not None:
                 published[pair] = _message(pair, pairs[pair], estimate, setup)
+    served = set() if state.fleet is None else {server.model for server in state.fleet.servers}
     proposals = tuple(
         proposed
         for pair in gathered
-        if (proposed := _proposed(pair, pairs, published, state.fleet, now_s, setup)) is not None
+        if pair in published
+        and pair[0] in served
+        and (proposed := _proposed(pair, pairs, published[pair], profiles, now_s, setup)) is not None
     )
     return replace(state, pairs=pairs), Outputs(
         parameters=tuple(published.values()),
@@ -265,18 +270,17 @@ def _started(
 def _proposed(
     pair: Pair,
     pairs: dict[Pair, PairState],
-    published: Mapping[Pair, ParametersEstimated],
-    fleet: FleetDeclared | None,
+    estimate: ParametersEstimated,
+    profiles: Mapping[str, Mapping[str, ModelProfile]],
     now_s: float,
     setup: Setup,
 ) -> CalibrationProposed | None:
-    """A sweep for a pair just learned from, if it matters and none was proposed lately."""
+    """A sweep for a pair just learned from, if none was proposed lately."""
     kept, calibration = pairs[pair], setup.settings.calibration
-    matters = fleet is not None and any(server.model == pair[0] for server in fleet.servers)
-    if pair not in published or not matters or now_s < kept.proposed_s + calibration.every_s:
+    if now_s < kept.proposed_s + calibration.every_s:
         return None
-    profile = _profiles(fleet)[pair[0]][pair[1]]
-    found = proposal(published[pair], setup.laws[kept.law], profile, calibration, now_s)
+    profile = profiles[pair[0]][pair[1]]
+    found = proposal(estimate, setup.laws[kept.law], profile, calibration, now_s)
     if found is not None:
         pairs[pair] = replace(kept, proposed_s=now_s)
     return found

@@ -27,7 +27,16 @@ from services.tuner.settings import ObservationSettings
 
 CYCLE_S = 30.0
 MANY_REQUESTS = 10_000.0
-LEAST = {"arrival_rpm": 0.0, "in_tok": 0.0, "out_tok": 1.0, "itl_ms": 0.0, "ttft_ms": 0.0, "max_batch": 1.0}
+# The least and the most of each column, as telemetry has them.
+RANGES = {
+    "arrival_rpm": (0.0, 6e8),
+    "in_tok": (0.0, 1e9),
+    "out_tok": (1.0, 1e9),
+    "itl_ms": (0.0, 8.64e7),
+    "ttft_ms": (0.0, 8.64e7),
+    "max_batch": (1.0, 1e6),
+}
+LONGEST_NAME = 253
 OPTIONAL = ("requests", "waiting", "running")
 NAMES = ("server", "pod", "collect_seq")
 
@@ -68,7 +77,7 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
-            missing = [name for name in (*NAMES, *LEAST) if name not in (reader.fieldnames or ())]
+            missing = [name for name in (*NAMES, *RANGES) if name not in (reader.fieldnames or ())]
             if missing:
                 raise ObservationsRefused(f"{path}:1: expected the columns {', '.join(missing)} too")
             rows = [_row(path, reader.line_num, row) for row in reader]
@@ -119,16 +128,27 @@ def profiles_of(window: TelemetryObserved) -> dict[str, ModelProfile]:
 
 
 def _row(path: Path, line: int, row: dict[str, Any]) -> dict[str, Any]:
-    read: dict[str, Any] = {"log": row.get("log") or path.stem, "acc": row.get("acc") or "unknown"}
-    for name in NAMES:
-        if not row[name]:
-            raise ObservationsRefused(f"{path}:{line}: {name}: expected a name, got nothing")
-        read[name] = row[name]
-    for name, least in LEAST.items():
-        value = _number(path, line, name, row[name])
-        if value < least or (value == least == 0.0 and name != "in_tok"):
+    read: dict[str, Any] = {"log": row.get("log") or path.stem}
+    for name, text in [*((name, row[name]) for name in NAMES), ("acc", row.get("acc") or "unknown")]:
+        if not text or len(text) > LONGEST_NAME or not text.isprintable():
+            shown = f"{text!r:.60}" if text else "nothing"
             raise ObservationsRefused(
-                f"{path}:{line}: {name}: {row[name]!r}: expected {'above' if least == 0.0 else 'at least'} {least:g}"
+                f"{path}:{line}: {name}: expected a name of up to {LONGEST_NAME} letters, got {shown}"
+            )
+        read[name] = text
+    for name, (least, most) in RANGES.items():
+        value = _number(path, line, name, row[name])
+        nothing = value == least == 0.0 and name != "in_tok"
+        if not least <= value <= most or nothing or (name == "max_batch" and value != int(value)):
+            kind = (
+                "a whole number of at least"
+                if name == "max_batch"
+                else "above"
+                if least == 0.0
+                else "at least"
+            )
+            raise ObservationsRefused(
+                f"{path}:{line}: {name}: {row[name]!r}: expected {kind} {least:g} and at most {most:g}"
             )
         read[name] = value
     for name in OPTIONAL:

@@ -160,8 +160,8 @@ def targets(draw: st.DrawFn, names: str = "AB", most: int = 20) -> Target:
 
 @st.composite
 def memories(draw: st.DrawFn, current: Target) -> Memory:
-    ages = draw(st.lists(st.floats(1, 7000), max_size=20))
-    turns = draw(st.lists(st.floats(1, 7000), max_size=4))
+    ages = draw(st.lists(st.integers(1, 7000), max_size=20))
+    turns = draw(st.lists(st.integers(1, 7000), max_size=4))
     written_by = draw(st.sampled_from(("nobody", "us", "another")))
     counts = {a.accelerator: a.replicas for a in current}
     moved = draw(st.none() | _AGES_S)

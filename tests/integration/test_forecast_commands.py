@@ -91,6 +91,26 @@ def test_there_is_a_progress_bar_on_a_terminal(trace: Path, command: str) -> Non
     assert "1/1" in said
 
 
+def test_token_lengths_that_are_long_forgotten_are_null_and_no_number(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    rows = ["0,5,6", "10,5,6", *(f"{60 * i},," for i in range(1, 300))]
+    log.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+    done = ran("forecast", str(log), "--horizons", "600", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert row["rate"][0]["input_tokens"] is None and row["rate"][0]["rate_rps"] > 0
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for picture in ("p.gif", str(tmp_path / "absent" / "p.png")):
+        done = ran("backtest", str(tmp_path / "absent.csv"), "--plot", picture)
+        assert done.returncode == 2
+        assert (
+            done.stderr
+            == f"--plot: {picture!r}, expected a file that ends with .png in a folder that exists\n"
+        )
+
+
 def test_a_plot_without_matplotlib_says_what_to_install(trace: Path, tmp_path: Path) -> None:
     # A module of that name that cannot be imported stands for one that is not there.
     (tmp_path / "matplotlib.py").write_text("raise ImportError('not installed')")
@@ -108,7 +128,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(trace: Path, tmp_path: P
         path=str(tmp_path),
     )
     assert done.returncode == 2
-    assert "--plot needs matplotlib, which is not installed: pip install 'stoker[plots]'" in done.stderr
+    assert "--plot: matplotlib is not installed; install it with: pip install 'stoker[plots]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "p.png").exists()
 

@@ -80,6 +80,9 @@ def test_the_table_and_the_picture_show_every_server(
         (lambda text: text.replace(",40\n", ",-1\n", 1), ":2: requests"),
         (lambda text: text.splitlines()[0] + "\n", "at least one row"),
         (lambda text: text.replace("r1,0,s,r0", "r1,0,,r0"), ":2: server"),
+        (lambda text: text.replace("r1,0,s,r0", f"r1,0,{'s' * 300},r0"), ":2: server"),
+        (lambda text: text.replace("r1,0,s,r0,H100,64", "r1,0,s,r0,H100,64.5"), ":2: max_batch: '64.5'"),
+        (lambda text: text.replace("r1,0,s,r0,H100,64", "r1,0,s,r0,H100,1e300"), ":2: max_batch: '1e300'"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line_its_column_and_what_was_expected(
@@ -101,6 +104,7 @@ def test_a_bad_file_is_refused_with_its_line_its_column_and_what_was_expected(
         (["--prior", "alpha_s=-1"], "at least 0"),
         (["--set", "newest"], "NAME=VALUE"),
         (["--set", "newest=many"], "newest"),
+        (["--set", "newest=[1"], "newest"),
         (["--run", "r9"], "r9"),
         (["--plot", "picture.svg"], ".png"),
     ],

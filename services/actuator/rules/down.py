@@ -95,8 +95,7 @@ class Down:
         """The largest recommendation of a window; what is there while too little of the window was watched."""
         if watched_s < _WATCHED_SHARE * window_s:
             return total(case.current)
-        recent = (n for at, n in case.memory.recommended if at > case.now_s - window_s)
-        return max(wanted, *recent, wanted)
+        return max([wanted, *(n for at, n in case.memory.recommended if at > case.now_s - window_s)])
 
     @staticmethod
     def _watched_s(case: Case, window_s: float) -> float:

@@ -15,9 +15,15 @@ import io
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from services.perfmodel.law import Array
 from services.tuner.sweeps.guidellm_json import (
     P95,
     TABLE_MARK,
@@ -60,6 +66,24 @@ class _Blocks:
     input: _Block
     output: _Block
     total: _Block
+
+
+_METRICS = len(fields(_Blocks))
+
+
+class _Means(NamedTuple):
+    """The means of the same blocks in every reading, each of shape (readings,)."""
+
+    latency: Array
+    iterations: Array
+    ttft: Array
+    tpot: Array
+    itl: Array
+    rate: Array
+    concurrency: Array
+    input: Array
+    output: Array
+    total: Array
 
 
 def points(file: Path, text: str) -> list[LoadPoint]:
@@ -123,17 +147,16 @@ def _blocks(
     file: Path, row: int, cells: Sequence[str], first: int, requests: float, duration_s: float
 ) -> _Blocks:
     held = list(_cut(file, row, cells, first))
-    best, misfit = None, _TOLERANCE
-    for choice in _choices(held):
-        distance = _misfit(choice, requests, duration_s)
-        if distance < misfit:
-            best, misfit = choice, distance
-    if best is None:
+    choices = _choices()
+    choices = choices[choices[:, -1] < len(held)]
+    means = np.array([block.mean for block in held])
+    misfits = _misfits(_Means(*means[choices].T), requests, duration_s)
+    if not len(misfits) or not misfits.min() < _TOLERANCE:
         raise SweepRefused(
             f"{file}: row {row}: no reading of its {len(cells)} columns makes TPOT = latency / output tokens and "
             "ITL = (latency - TTFT) / (output tokens - 1), expected GuideLLM's order of metrics"
         )
-    return best
+    return _Blocks(*(held[place] for place in choices[misfits.argmin()]))
 
 
 def _cut(file: Path, row: int, cells: Sequence[str], first: int) -> Iterator[_Block]:
@@ -145,35 +168,28 @@ def _cut(file: Path, row: int, cells: Sequence[str], first: int) -> Iterator[_Bl
         yield _Block(at, mean, as_number(file, row, f"column {at + 3}", cells[at + 2]), cells[at + 3])
 
 
-def _choices(held: Sequence[_Block]) -> Iterator[_Blocks]:
-    """Every reading in which each metric has one to three blocks."""
-    metrics = 10
-    steps = range(1, _MOST_STATUSES + 1)
-    for gaps in itertools.product(steps, repeat=metrics - 1):
-        places = [0, *itertools.accumulate(gaps)]
-        if places[-1] < len(held):
-            yield _Blocks(*(held[place] for place in places))
+@cache
+def _choices() -> NDArray[np.int64]:
+    """Every reading in which each metric has one to three blocks: a row of where the successful ones are."""
+    gaps = np.indices((_MOST_STATUSES,) * (_METRICS - 1)).reshape(_METRICS - 1, -1).T + 1
+    return np.cumsum(np.pad(gaps, ((0, 0), (1, 0))), axis=1)
 
 
-def _misfit(blocks: _Blocks, requests: float, duration_s: float) -> float:
-    """Largest relative distance of the means from what they must satisfy together."""
-    output, latency_ms = blocks.output.mean, blocks.latency.mean / _MS
-    if output <= 1 or latency_ms <= 0 or duration_s <= 0 or blocks.rate.mean <= 0:
-        return float("inf")
-    # One request more or less is at the edge of the run, and concurrency holds what had not ended.
-    rate = max(0.0, abs(blocks.rate.mean * duration_s - requests) - 2.0) / max(requests, 1.0)
-    in_flight = abs(blocks.concurrency.mean / (blocks.rate.mean * blocks.latency.mean) - 1.0) / 20.0
-    tokens = abs((blocks.input.mean + output) / max(blocks.total.mean, 1e-9) - 1.0)
-    return max(
-        abs(blocks.tpot.mean * output / latency_ms - 1.0), _itl_misfit(blocks), tokens, rate, in_flight
-    )
-
-
-def _itl_misfit(blocks: _Blocks) -> float:
-    decode_ms = blocks.latency.mean / _MS - blocks.ttft.mean
-    if blocks.ttft.mean <= 0:
+def _misfits(means: _Means, requests: float, duration_s: float) -> Array:
+    """Largest relative distance of the means from what they must satisfy together, by reading."""
+    if duration_s <= 0:
+        return np.full(len(means.latency), np.inf)
+    latency_ms, output, rate = means.latency / _MS, means.output, means.rate
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # One request more or less is at the edge of the run, and concurrency holds what had not ended.
+        rates = np.maximum(0.0, np.abs(rate * duration_s - requests) - 2.0) / max(requests, 1.0)
+        in_flight = np.abs(means.concurrency / (rate * means.latency) - 1.0) / 20.0
+        tokens = np.abs((means.input + output) / np.maximum(means.total, 1e-9) - 1.0)
+        tpot = np.abs(means.tpot * output / latency_ms - 1.0)
+        decode_ms = latency_ms - means.ttft
+        itl = np.where(decode_ms > 0, np.abs(means.itl * (output - 1.0) / decode_ms - 1.0), np.inf)
         # Corrupt, and refused by name when the point is checked; it must not make the row unreadable.
-        return 0.0
-    if decode_ms <= 0:
-        return float("inf")
-    return abs(blocks.itl.mean * (blocks.output.mean - 1.0) / decode_ms - 1.0)
+        itl = np.where(means.ttft <= 0, 0.0, itl)
+        furthest = np.max([tpot, itl, tokens, rates, in_flight], axis=0)
+    possible = (output > 1) & (latency_ms > 0) & (rate > 0) & ~np.isnan(furthest)
+    return np.where(possible, furthest, np.inf)

@@ -52,7 +52,10 @@ def _point(
         return number(file, row, details, side, "tokenDistributions", "statistics", statistic)
 
     def p95(metric: str) -> float | None:
-        return of(metric, "percentiles", "p95") * _MS if _has_p95(record[metric]) else None
+        # Reports leave percentiles out where a row has very few requests.
+        held = record[metric].get("percentiles")
+        missing = not held or (isinstance(held, Mapping) and "p95" not in held)
+        return None if missing else of(metric, "percentiles", "p95") * _MS
 
     rate, requests = of("requestsPerSecond"), of("timePerRequest", "count")
     output = of("itl", "count") / requests + 1.0 if requests > 0 else 0.0
@@ -75,11 +78,6 @@ def _point(
         clients=clients(kind, in_flight),
         arrival_scv=arrival_scv(file, row, kind),
     )
-
-
-def _has_p95(metric: Mapping[str, Any]) -> bool:
-    """Reports leave percentiles out where a row has very few requests."""
-    return "p95" in (metric.get("percentiles") or {})
 
 
 def _assigned(file: Path, text: str, name: str) -> Any:

@@ -39,8 +39,9 @@ def _point(file: Path, row: int, record: Any) -> LoadPoint:
 
     latency, rate = of("request_latency"), of("requests_per_second")
     requests = of("request_latency", "count")
-    everyone = record["metrics"].get("request_concurrency", {})
-    concurrency = of("request_concurrency", status="total" if "total" in everyone else "successful")
+    everyone = record["metrics"].get("request_concurrency")
+    counts_all = isinstance(everyone, Mapping) and "total" in everyone
+    concurrency = of("request_concurrency", status="total" if counts_all else "successful")
     return LoadPoint(
         row=row,
         label=kind,

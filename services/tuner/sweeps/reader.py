@@ -68,3 +68,6 @@ def _parsed(file: Path, text: str) -> Any:
             raise SweepRefused(f"{file}: {where}: {whole.msg}, expected valid JSON") from None
     except RecursionError:
         raise SweepRefused(f"{file}: is nested too deeply, expected {FORMATS}") from None
+    except ValueError as error:
+        # Whole numbers of thousands of digits, which Python refuses to read.
+        raise SweepRefused(f"{file}: {error}, expected {FORMATS}") from None

@@ -157,6 +157,6 @@ def as_number(file: Path, row: int, field: str, value: Any) -> float:
         if isinstance(value, bool):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         shown = repr(value)[:80]
         raise SweepRefused(f"{file}: row {row}: {field} is {shown}, expected a number") from None

@@ -40,8 +40,8 @@ def _point(file: Path, row: int, record: Mapping[str, Any]) -> LoadPoint:
     closed = math.isinf(offered)
     limit = optional("max_concurrency")
     all_at_once = optional("num_prompts") or completed
-    burstiness = optional("burstiness") or 1.0
-    if burstiness < 0:
+    burstiness = optional("burstiness")
+    if burstiness is not None and not burstiness > 0:
         raise SweepRefused(f"{file}: row {row}: burstiness is {burstiness:g}, expected a number above 0")
     ttft_p95, itl_p95 = optional("p95_ttft_ms"), optional("p95_itl_ms")
     return LoadPoint(
@@ -60,7 +60,7 @@ def _point(file: Path, row: int, record: Mapping[str, Any]) -> LoadPoint:
         duration_s=duration_s,
         requests=completed,
         clients=(all_at_once if limit is None else limit) if closed else None,
-        arrival_scv=1.0 / burstiness,
+        arrival_scv=1.0 if burstiness is None else 1.0 / burstiness,
     )
 
 
@@ -69,4 +69,6 @@ def _spread(file: Path, row: int, record: Mapping[str, Any], field: str) -> floa
     lengths = record.get(field)
     if not isinstance(lengths, Sequence) or isinstance(lengths, str) or not lengths:
         return 0.0
-    return statistics.pstdev(as_number(file, row, f"{field}.{i}", one) for i, one in enumerate(lengths))
+    numbers = [as_number(file, row, f"{field}.{i}", one) for i, one in enumerate(lengths)]
+    # The row of a length that is no number is left out for its spread.
+    return statistics.pstdev(numbers) if all(map(math.isfinite, numbers)) else math.nan

@@ -160,6 +160,16 @@ def test_idleness_goes_on_from_where_it_began() -> None:
     assert remember(looked_at, pass_gate(looked_at, []), 7200).idle_since_s == NOW_S - 200
 
 
+def test_idleness_is_not_counted_over_a_time_that_nobody_measured() -> None:
+    began = Memory(idle_since_s=NOW_S - 200)
+    unseen = case(ask(A=1), ask(A=1), telemetry=measure(NOW_S - 150, rate_rps=0.0), memory=began)
+    memory = remember(unseen, pass_gate(unseen, []), 7200)
+    assert memory.idle_since_s is None
+    # Requests may have come meanwhile, so it begins anew with the next window.
+    seen = replace(unseen, memory=memory, telemetry=measure(rate_rps=0.0))
+    assert remember(seen, pass_gate(seen, []), 7200).idle_since_s == NOW_S - 30
+
+
 RELEASED = {"memory": Memory(released={"A": NOW_S + 200})}
 
 

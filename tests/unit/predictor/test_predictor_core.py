@@ -8,53 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predictor_windows import NAMES, POOL, SETTINGS, START_S, WIDTH_S, inventory, poisson, run, window
 
 from schemas.base import Quality
 from schemas.fleet import Accelerator, FleetDeclared, Model, ModelProfile
-from schemas.forecast import ForecastIssued, rate_at, tokens_at
-from schemas.telemetry import InventoryObserved, StartupTime, TelemetryObserved, VariantInventory
+from schemas.forecast import rate_at, tokens_at
+from schemas.telemetry import StartupTime, TelemetryObserved
 from services.predictor.core import State, lead_time_s, observe, played_back, step
 from services.predictor.quantiles import LEVELS, pinball
-from services.predictor.series import Series
-from services.predictor.service import pool_of
-from services.predictor.settings import PredictorSettings
+from services.predictor.series import Measured, Series, advance, due_for_fit, fitted, speak
 from services.predictor.snapshot import dump, dump_entry, load, load_entry
-
-SETTINGS = PredictorSettings()
-POOL = pool_of(SETTINGS)
-NAMES = [forecaster.name for forecaster in POOL]
-START_S = 1e9
-WIDTH_S = 30.0
-
-
-def window(index: float, rate: float | None, width_s: float = WIDTH_S, **changed: Any) -> TelemetryObserved:
-    start_s = START_S + index * WIDTH_S
-    figures: dict[str, Any] = {
-        "server": "s",
-        "model": "m",
-        "window_start_s": start_s,
-        "window_end_s": start_s + width_s,
-        "quality": Quality.OK,
-        "offered_rate_rps": rate,
-    }
-    return TelemetryObserved(**(figures | changed))
-
-
-def run(rates: list[float | None], state: State | None = None) -> tuple[State, list[ForecastIssued]]:
-    """The state and the forecasts of windows one after another; None is a window without a rate."""
-    state, issued = state or State(), []
-    for index, rate in enumerate(rates):
-        state, outputs = step(state, [window(index, rate)], POOL, SETTINGS)
-        issued += outputs.issued
-    return state, issued
-
-
-def poisson(chance: random.Random, mean: float) -> int:
-    """A Poisson count by exponential gaps."""
-    count, elapsed = 0, chance.expovariate(1.0)
-    while elapsed < mean:
-        count, elapsed = count + 1, elapsed + chance.expovariate(1.0)
-    return count
 
 
 def fleet(**profile: Any) -> FleetDeclared:
@@ -76,17 +39,6 @@ def fleet(**profile: Any) -> FleetDeclared:
         ),
         service_classes=(),
         servers=(),
-    )
-
-
-def inventory(startup: tuple[StartupTime, ...] = ()) -> InventoryObserved:
-    return InventoryObserved(
-        server="s",
-        model="m",
-        observed_at_s=START_S,
-        quality=Quality.OK,
-        variants=(VariantInventory(accelerator="A100", desired=1, ready=1, pending=0),),
-        startup=startup,
     )
 
 
@@ -203,20 +155,6 @@ def test_the_last_value_is_kept_to_on_a_random_walk_where_nothing_does_clearly_b
     assert len(kept) > len(judged) / 2
 
 
-def test_the_nominal_share_of_a_stationary_poisson_load_is_covered() -> None:
-    # 4 points: 1 500 forecasts whose horizons overlap fivefold have a standard error below 2 points.
-    chance = random.Random(3)
-    rates = [poisson(chance, 90.0) / WIDTH_S for _ in range(1700)]
-    _, issued = run(list(rates))
-    horizon = round(issued[0].horizon_s / WIDTH_S)
-    scored = range(200, len(rates) - horizon)
-    for level in (0.75, 0.9, 0.95):
-        share = sum(max(rates[i + 1 : i + 1 + horizon]) <= rate_at(issued[i], level) for i in scored) / len(
-            scored
-        )
-        assert share == pytest.approx(level, abs=0.04)
-
-
 def test_while_history_is_short_the_poisson_floor_covers() -> None:
     # At least the nominal 90 % less 4 points: 300 starts have a standard error of 1.7 points.
     covered = 0
@@ -245,22 +183,6 @@ def test_the_lead_time_is_learned_before_declared_before_assumed() -> None:
     assert outputs.issued[0].horizon_s == 70 + WIDTH_S
 
 
-def test_the_longer_the_learned_lead_time_the_more_is_forecast_and_each_is_covered() -> None:
-    # 5 points: 700 forecasts whose horizons overlap up to tenfold have a standard error of about 3 points.
-    chance = random.Random(9)
-    rates = [poisson(chance, 90.0) / WIDTH_S for _ in range(900)]
-    means = []
-    for startup_s in (60.0, 270.0):
-        learned = StartupTime(accelerator="A100", p50_s=0, p95_s=startup_s, samples=9)
-        _, issued = run(list(rates), observe(State(), inventory((learned,))))
-        windows = round((startup_s + WIDTH_S) / WIDTH_S)
-        scored = range(200, len(rates) - windows)
-        covered = [max(rates[i + 1 : i + 1 + windows]) <= rate_at(issued[i], 0.9) for i in scored]
-        assert sum(covered) / len(covered) == pytest.approx(0.9, abs=0.05)
-        means.append(sum(rate_at(issued[i], 0.5) for i in scored))
-    assert means[1] > means[0]
-
-
 def test_an_older_fleet_does_not_replace_a_newer_one() -> None:
     newer = fleet()
     older = newer.model_copy(update={"declared_at_s": START_S - 1, "revision": "0"})
@@ -286,24 +208,6 @@ def test_token_means_follow_the_load_and_are_kept_while_nothing_is_measured() ->
 def test_token_means_are_taken_by_offered_load_where_completions_are_not_measured() -> None:
     _, outputs = step(State(), [window(0, 1.0, input_tokens=700, output_tokens=70)], POOL, SETTINGS)
     assert (outputs.issued[0].input_tokens, outputs.issued[0].output_tokens) == (700, 70)
-
-
-def test_token_quantiles_cover_the_mean_over_the_horizon() -> None:
-    # 4 points: 1 400 forecasts whose horizons overlap fivefold have a standard error below 2 points.
-    chance, state, issued, lengths = random.Random(8), State(), [], []
-    for index in range(1600):
-        lengths.append(500.0 * math.exp(chance.gauss(0.0, 0.3)))
-        came = window(index, 2.0, input_tokens=lengths[-1], output_tokens=100.0)
-        state, outputs = step(state, [came], POOL, SETTINGS)
-        issued += outputs.issued
-    horizon = round(issued[0].horizon_s / WIDTH_S)
-    means = [sum(lengths[i + 1 : i + 1 + horizon]) / horizon for i in range(len(lengths) - horizon)]
-    for level in (0.5, 0.9, 0.95):
-        said = [tokens_at(f, level) for f in issued]
-        covered = [means[i] <= (said[i][0] or 0.0) for i in range(200, len(means))]
-        assert sum(covered) / len(covered) == pytest.approx(level, abs=0.04)
-    # What never varies is forecast as it is.
-    assert said[-1][1] == pytest.approx(100.0)
 
 
 def test_before_a_request_was_measured_there_are_no_token_quantiles() -> None:
@@ -392,6 +296,24 @@ def test_the_history_of_a_series_outlives_a_change_of_forecasters() -> None:
     assert len(restored.history) == 60
     assert restored.record is None
     assert restored.open == ()
+
+
+def test_what_was_fitted_to_a_longer_history_than_is_now_kept_is_forgotten() -> None:
+    series, day_s = Series(), 86_400.0
+    for index in range(220):
+        start_s = START_S + index * 600.0
+        rate = 5.0 + 2.0 * math.sin(2.0 * math.pi * start_s / day_s)
+        series = advance(series, Measured(start_s, start_s + 600.0, rate), SETTINGS)
+    series = fitted(series, 3, POOL)
+    assert series.fits["ar-fourier"]["seasons"] == [1.0]
+
+    shorter = SETTINGS.model_copy(update={"history_windows": 30})
+    restored = load(dump(series, NAMES), NAMES)
+    series = advance(restored, Measured(series.end_s, series.end_s + 600.0, 5.0), shorter)
+    assert len(series.history) == 30 and due_for_fit(series, 3, shorter)
+    # It has no day ago to look at any more.
+    _, spoken = speak(series, 1800.0, POOL, shorter)
+    assert all(math.isfinite(rate) for rate in spoken.rates_rps)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"[1]", b"7", b"\xff", b'{"end_s": null}', b'{"a": [1]}'])

@@ -32,6 +32,33 @@ def test_dates_are_read_as_utc(tmp_path: Path) -> None:
     assert read(path, 60.0).start_s == 1_704_067_200.0
 
 
+def test_a_moment_that_names_its_offset_is_not_taken_for_utc(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "timestamp,rps\n2024-01-01 02:00:00.000000+02:00,1\n2024-01-01 02:10:00.0000000+02:00,2\n"
+    )
+    assert read(path, 60.0).start_s == 1_704_067_200.0
+
+
+def test_a_byte_order_mark_and_spaces_about_names_are_no_part_of_them(tmp_path: Path) -> None:
+    path = written(tmp_path, "\ufefftimestamp , a_rps ,b_rps\n0, 1 ,2\n60,3,4\n")
+    np.testing.assert_array_equal(read(path, 60.0, ["a_rps"]).rates_rps["a_rps"], [1, 3])
+
+
+def test_the_line_that_is_named_is_that_of_the_file_whatever_is_empty_above_it(tmp_path: Path) -> None:
+    with pytest.raises(TraceRefused, match=":5: a_rps is 'x'"):
+        read(written(tmp_path, "timestamp,a_rps\n0,1\n\n\n60,x\n"), 60.0)
+
+
+@pytest.mark.parametrize(("last_s", "windows"), [(119.0, 2), (113.0, 1), (100.0, 1), (61.0, 1)])
+def test_a_last_window_that_the_log_does_not_fill_is_left_out(
+    tmp_path: Path, last_s: float, windows: int
+) -> None:
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+        f"{at_s},1,1\n" for at_s in (0.0, 30.0, last_s)
+    )
+    assert read(written(tmp_path, text), 60.0).rates_rps["total_rps"].tolist() == [2 / 60, 1 / 60][:windows]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -5,11 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from schemas.fleet import (
+    Accelerator,
+    DeclaredCapacity,
+    FleetDeclared,
+    LawParameters,
+    Model,
+    ModelProfile,
+    Objective,
+    Server,
+    ServiceClass,
+)
 from services.simulator.demo import DEMO_PLANT
+from services.simulator.derive import plant_of
 from services.simulator.fleet import Fleet
 from services.simulator.plant import PlantError, load_plant
 from services.simulator.service import trace_folders
 
+PARAMETERS = LawParameters(values={"alpha_s": 8e-3, "beta_s": 16e-6, "gamma_s": 5e-7})
 DEMO = DEMO_PLANT.read_text(encoding="utf-8")
 
 
@@ -83,6 +96,21 @@ def test_a_missing_trace_without_an_alternative_is_refused(tmp_path: Path) -> No
     path.write_text(text, encoding="utf-8")
     with pytest.raises(PlantError, match=r"not found in .*nowhere.*otherwise"):
         Fleet(load_plant(path), trace_folders=[tmp_path / "nowhere"])
+
+
+def test_a_fleet_that_its_cards_cannot_hold_makes_no_plant_and_says_what_there_is() -> None:
+    fleet = FleetDeclared(
+        declared_at_s=1.0,
+        revision="1",
+        accelerators=(Accelerator(name="2xA100", type="A100", multiplicity=2, cost_per_hour=1),),
+        models=(Model(name="m", profiles=(ModelProfile(accelerator="2xA100", parameters=PARAMETERS),)),),
+        service_classes=(ServiceClass(name="c", priority=1, objectives=(Objective(model="m"),)),),
+        servers=(Server(name="s", model="m", service_class="c", min_replicas=3),),
+        capacity=(DeclaredCapacity(type="A100", count=6),),
+    )
+    assert plant_of(fleet).servers[0].initial[0].replicas == 3
+    with pytest.raises(PlantError, match="expected at most 5 A100, not 6; give one with --plant"):
+        plant_of(fleet.model_copy(update={"capacity": (DeclaredCapacity(type="A100", count=5),)}))
 
 
 def test_traces_are_looked_for_where_the_environment_says_and_beside_the_directory() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from time import perf_counter
+from time import process_time
 from typing import Any
 from urllib.parse import quote
 
@@ -282,9 +282,9 @@ def test_a_replicas_page_takes_less_than_a_millisecond() -> None:
     pod = next(iter(fleet.pods.values()))
     durations_s = []
     for _ in range(20):
-        start_s = perf_counter()
+        start_s = process_time()
         render([pod], [], fleet.now_s)
-        durations_s.append(perf_counter() - start_s)
+        durations_s.append(process_time() - start_s)
     assert min(durations_s) < 1e-3
 
 

@@ -130,6 +130,15 @@ def test_a_row_with_an_impossible_value_is_left_out_by_file_row_field_and_value(
     assert str(file) in str(rejected) and "expected" in str(rejected)
 
 
+def test_a_row_with_a_length_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    records = [vllm_record(point) for point in SWEEP.points[:2]]
+    records[1]["output_lens"] = [32, float("inf")]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(records))
+    found = read(file)
+    assert [(row.row, row.field) for row in found.rejected] == [(2, "output_tokens_sd")]
+
+
 def test_a_closed_loop_without_clients_is_left_out(tmp_path: Path) -> None:
     records = [vllm_record(point) for point in SWEEP.points[:2]]
     records[0]["max_concurrency"] = -3
@@ -143,6 +152,12 @@ def broken_table(change: Callable[[dict[str, Any]], object]) -> str:
     records = [table_record(point) for point in SWEEP.points]
     change(records[1])
     return json.dumps(records)
+
+
+def broken_report(metric: str, value: object) -> str:
+    records = [report_record(point) for point in SWEEP.points]
+    records[1]["metrics"][metric] = value
+    return json.dumps({"benchmarks": records})
 
 
 BROKEN = {
@@ -177,6 +192,23 @@ BROKEN = {
         "row 1: requestsPerSecond is missing",
     ),
     "another csv": ("a,b\n1,2\n", "begins with 'a, b'"),
+    "a number beyond all floats": (
+        broken_table(lambda r: r.update(Duration=10**400)),
+        "row 2: Duration is 1000",
+    ),
+    "a number of more digits than are read": (f'[{{"mean_ttft_ms": {"9" * 5000}}}]', "expected GuideLLM"),
+    "a metric that is null": (
+        broken_report("request_concurrency", None),
+        "row 2: metrics.request_concurrency",
+    ),
+    "percentiles that are a number": (
+        html_report(SWEEP.points).replace('"percentiles": {', '"percentiles": 5, "others": {', 1),
+        "row 1: itl.percentiles.p95 is missing",
+    ),
+    "a burstiness of zero": (
+        json.dumps(vllm_record(SWEEP.points[0]) | {"burstiness": 0}),
+        "row 1: burstiness is 0",
+    ),
     "a quote that does not end": ('Run Info,"Benchmark\nx', "is not CSV"),
 }
 

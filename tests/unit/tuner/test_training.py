@@ -1,7 +1,7 @@
 """The trainer on sweeps of engines whose parameters are known."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -22,19 +22,40 @@ from services.tuner.training.observation import (
     prefills_shared,
     settled_rate,
 )
-from services.tuner.training.trainer import TrainingRefused, train
+from services.tuner.training.trainer import Training, TrainingRefused, train
 
 SEVEN = SevenParameterObservation(SevenParameterLaw())
 NAMES = SEVEN.law.parameter_names
+
+
+WHOLE = [sweep(shape) for shape in SHAPES]
+# As WHOLE has it but for the ITL, which is twice as long.
+WRONG = replace(WHOLE[0], points=tuple(replace(p, itl_s=2 * p.itl_s) for p in WHOLE[0].points))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training and the shares of it that were told to be done."""
+
+    found: Training
+    progress: list[float]
+
+
+@pytest.fixture(scope="module")
+def whole() -> Trained:
+    """The training on all shapes with Poisson arrivals, tested on a sweep that is wrong."""
+    told: list[float] = []
+    return Trained(train(WHOLE, [WRONG], progress=told.append), told)
 
 
 def ratios(found: np.ndarray, truth: dict[str, float]) -> np.ndarray:
     return found / np.array([truth[name] for name in NAMES])
 
 
-@pytest.mark.parametrize("scv", [0.0, 1.0], ids=["constant rate", "Poisson"])
-def test_the_parameters_of_an_engine_are_found_from_exact_sweeps(scv: float) -> None:
-    found = train([sweep(shape, scv=scv) for shape in SHAPES])
+@pytest.mark.parametrize("arrivals", ["constant rate", "Poisson"])
+def test_the_parameters_of_an_engine_are_found_from_exact_sweeps(arrivals: str, whole: Trained) -> None:
+    constant = arrivals == "constant rate"
+    found = train([sweep(shape, scv=0.0) for shape in SHAPES[:4]]) if constant else whole.found
     assert found.refused is None
     assert found.chosen.law.name == "seven-parameter"
     # The fixed point is iterated until the fifth digit; nothing else is inexact.
@@ -114,11 +135,10 @@ def test_the_three_parameter_law_is_found_by_its_own_observation_function() -> N
     assert found.parameters == pytest.approx(truth, rel=1e-4)
 
 
-def test_the_conversion_is_the_three_parameter_set_nearest_to_the_predictions() -> None:
-    sweeps = [sweep(shape) for shape in SHAPES[:4]]
-    found = train(sweeps)
+def test_the_conversion_is_the_three_parameter_set_nearest_to_the_predictions(whole: Trained) -> None:
+    found = whole.found
     observation = observation_of(ThreeParameterLaw())
-    at = Conditions.of(sweeps, found.kv_tokens)
+    at = Conditions.of(WHOLE, found.kv_tokens)
     seven = SEVEN.predict(found.chosen.estimate.parameters[None], at)
     target = at.relabelled(seven.itl_s[0], seven.ttft_s[0])
     for factor in (0.9, 1.1):
@@ -132,18 +152,14 @@ def test_the_conversion_is_the_three_parameter_set_nearest_to_the_predictions() 
 
 
 def test_the_law_that_was_asked_for_is_fitted_alone_when_it_is_the_simple_one() -> None:
-    found = train([sweep(shape) for shape in SHAPES[:3]], law=ThreeParameterLaw())
+    found = train(WHOLE[:2], law=ThreeParameterLaw())
     assert [one.law.name for one in found.fits] == ["three-parameter"]
     assert found.refused is None
 
 
 def test_a_shape_is_predicted_from_the_other_shapes_alone() -> None:
-    sweeps = [sweep(shape) for shape in SHAPES[:5]]
-    strange = [
-        replace(one, points=tuple(replace(p, ttft_s=2 * p.ttft_s, itl_s=2 * p.itl_s) for p in one.points))
-        for one in sweeps[:1]
-    ]
-    found = train([*strange, *sweeps[1:]])
+    twice = (replace(p, ttft_s=2 * p.ttft_s, itl_s=2 * p.itl_s) for p in WHOLE[0].points)
+    found = train([replace(WHOLE[0], points=tuple(twice)), *WHOLE[1:5]])
     assert found.chosen.left_out is not None
     [(_, left_out), *_] = found.chosen.left_out.sweeps
     # The strange shape is twice what the others say, so the error is one half, however it enters the whole fit.
@@ -151,20 +167,17 @@ def test_a_shape_is_predicted_from_the_other_shapes_alone() -> None:
     assert left_out.ttft_wape == pytest.approx(0.5, abs=0.02)
 
 
-def test_test_sweeps_are_scored_and_not_fitted() -> None:
-    sweeps = [sweep(shape) for shape in SHAPES]
-    wrong = [replace(sweeps[0], points=tuple(replace(p, itl_s=2 * p.itl_s) for p in sweeps[0].points))]
-    found = train(sweeps, wrong)
-    assert found.chosen.test is not None
-    assert found.chosen.test.all.itl_wape == pytest.approx(0.5, abs=0.01)
-    alone = estimate(SEVEN, Conditions.of(sweeps, math.inf))
-    assert np.array_equal(found.chosen.estimate.parameters, alone.parameters)
+def test_test_sweeps_are_scored_and_not_fitted(whole: Trained) -> None:
+    chosen = whole.found.chosen
+    assert chosen.test is not None
+    assert chosen.test.all.itl_wape == pytest.approx(0.5, abs=0.01)
+    alone = estimate(SEVEN, Conditions.of(WHOLE, math.inf))
+    assert np.array_equal(chosen.estimate.parameters, alone.parameters)
 
 
-def test_progress_ends_at_one() -> None:
-    seen: list[float] = []
-    train([sweep(shape) for shape in SHAPES[:2]], progress=seen.append)
-    assert seen == sorted(seen) and seen[-1] == pytest.approx(1.0)
+def test_progress_rises_and_ends_at_one(whole: Trained) -> None:
+    told = whole.progress
+    assert len(told) > 2 and told == sorted(told) and told[-1] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("stay_s", [10.0, 40.0, 80.0])

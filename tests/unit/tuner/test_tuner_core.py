@@ -131,6 +131,14 @@ def test_all_replicas_of_all_servers_of_a_pair_are_learned_from_at_once() -> Non
     assert published.estimated_at_s == NOW_S
 
 
+def test_an_estimate_does_not_look_older_for_a_server_whose_windows_come_late() -> None:
+    state, _ = step(declared(), [telemetry(5, "on time")], None, NOW_S + 150, SETUP)
+    _, outputs = step(state, [telemetry(3, "late")], None, NOW_S + 151, SETUP)
+    (published,) = outputs.parameters
+    # What is older than the newest that the optimizer knows, it leaves out.
+    assert (published.evidence.observations, published.estimated_at_s) == (4, NOW_S + 150)
+
+
 def test_the_order_of_servers_within_a_cycle_does_not_matter() -> None:
     # Windows of one cycle end together; a sort by their end alone would leave the order to chance.
     cycle = [telemetry(0, "s1"), telemetry(0, "s2")]
