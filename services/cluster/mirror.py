@@ -54,9 +54,9 @@ class Mirror(Generic[T]):
                 await self._follow()
                 pause_s = shortest_s
             except Refused as refusal:
-                if refusal.status == 410:
+                if refusal.status == 410 and self._version:
                     # Too old to resume from: the copy is wrong from here on until it is listed again.
-                    self._version = ""
+                    self.error, self._version = refusal, ""
                     continue
                 if refusal.status == 404 and self._optional:
                     self.objects, self._version = {}, ""

@@ -174,7 +174,7 @@ def foreign_replicas(case: Case, settle_s: float) -> dict[str, int] | None:
 
 
 def was_handed_over(memory: Memory, accelerator: str, replicas: int) -> bool:
-    """Whether a count is what the target was last given, or a step down to it, which a disruption budget may allow."""
+    """Whether a count is what the target was last given, or a step down to it, as disruption budgets allow."""
     intended = memory.intended.get(accelerator)
     if intended is None:
         return False
