@@ -251,8 +251,8 @@ async def test_instances_of_a_partitioned_service_share_restore_park_and_answer_
     await collector.publish(Wire(broken.subject, b"{", broken.headers, "broken", broken.stream))
     people = await Bus.connect(server.settings(OPERATOR), OPERATOR)
     await kept(people, "DLQ", "stoker.v1.dlq.TELEMETRY.predictor")
-    assert len(await people.newest("STATE", ["stoker.v1.forecast.issued.*"])) == 1
-    assert await people.newest("KV_SNAPSHOTS", ["$KV.SNAPSHOTS.predictor.>"])
+    await kept(people, "STATE", "stoker.v1.forecast.issued.*")
+    await kept(people, "KV_SNAPSHOTS", "$KV.SNAPSHOTS.predictor.>")
     assert await people.request("stoker.v1.svc.predictor.status", b"{}")
     assert [c.reasons() for c in made] == [[], []]
     made[0].stop()
