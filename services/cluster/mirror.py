@@ -118,7 +118,14 @@ class Mirror(Generic[T]):
         self._on_change()
 
     def _take(self, objects: dict[Key, T], item: dict[str, Any]) -> None:
-        kept = self._read(item)
+        try:
+            kept = self._read(item)
+        except Exception as error:
+            # Told by its name, and listed again until it can be read: a copy without it would be wrong.
+            self._version = ""
+            name = "/".join(filter(None, _key(item)))
+            said = f"{type(error).__name__}: {error}"
+            raise ClusterError(f"{self._path}: {name} cannot be read: {said}") from error
         if kept is None:
             objects.pop(_key(item), None)
         else:

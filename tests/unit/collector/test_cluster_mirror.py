@@ -1,4 +1,4 @@
-"""The copy of a cluster's resource, where the server no longer knows the place that it was read to."""
+"""The copy of a cluster's resource, where it cannot be resumed or an object of it cannot be read."""
 
 import asyncio
 import time
@@ -59,5 +59,30 @@ async def test_a_list_that_expires_on_its_way_is_told_and_waited_after() -> None
     server.let.release()
     await until(mirror.settled.is_set)
     assert server.lists == 1 and "the continue token is too old" in str(mirror.error)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_an_object_that_cannot_be_read_is_named_and_read_again_until_it_can_be() -> None:
+    class Listed(Server):
+        text = "many"
+
+        async def call(self, method: str, path: str, query: Mapping[str, str]) -> Any:
+            meta = {"namespace": "n", "name": "odd", "resourceVersion": "1"}
+            item = {"metadata": meta, "replicas": self.text}
+            return {"kind": "SetList", "items": [item], "metadata": {"resourceVersion": "1"}}
+
+        async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[dict[str, Any]]:
+            await asyncio.Event().wait()
+            yield EXPIRED
+
+    server = Listed()
+    mirror: Mirror[int] = Mirror(server, "/sets", lambda item: int(item["replicas"]))  # type: ignore[arg-type]
+    following = asyncio.create_task(mirror.run())
+    await until(mirror.settled.is_set)
+    assert str(mirror.error).startswith("/sets: n/odd cannot be read: ValueError: invalid literal")
+    server.text = "3"
+    await until(lambda: mirror.error is None)
+    assert mirror.objects == {("n", "odd"): 3}
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
