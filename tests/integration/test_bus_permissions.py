@@ -18,6 +18,7 @@ from scenario_of_users import Users
 from schemas.decision import DecisionMade
 from schemas.subjects import PARTITIONS
 from schemas.topics import TOPICS, VERBS, Delivery, Stream
+from services.doctor import examine
 from services.runtime.bus import Bus
 from services.runtime.envelope import Wire, decode
 from services.runtime.errors import Fatal, Reject, Retry
@@ -233,6 +234,18 @@ async def test_an_outside_reader_follows_decisions_with_the_script_of_the_docume
     lines, complained = said.result()
     assert following.returncode == 0, complained.decode()
     assert [line.split()[0] for line in lines.decode().splitlines()] == [made.server] * 3
+
+
+async def test_doctor_says_what_the_bus_denies_it_beside_what_else_it_found(
+    server: Guarded, monkeypatch: pytest.MonkeyPatch
+):
+    held = server.credentials[READER]
+    for name, value in {"URL": server.url, "USER": held["user"], "PASSWORD": held["password"]}.items():
+        monkeypatch.setenv(f"STOKER_BUS__{name}", str(value))
+    monkeypatch.setenv("STOKER_BUS__PUBLISH_TIMEOUT_S", "0.3")
+    found = {one.what: one for one in await examine()}
+    assert found["python"].ok and not found["bus"].ok
+    assert "verifying streams and consumers" in found["bus"].detail
 
 
 # Everything that each must do works.
