@@ -285,7 +285,7 @@ async def test_what_cannot_be_parked_now_is_left_for_later_and_the_service_goes_
     nats: EmbeddedServer, outside: Bus
 ):
     assert await outside._jetstream.delete_stream("DLQ")
-    bus = {"publish_timeout_s": 0.1, "publish_deadline_s": 0.3}
+    bus = {"publish_deadline_s": 0.3}
     chassis = chassis_of(nats, echo := Echo(), bus=bus)
     async with running(chassis):
         odd = replace(sent(window(1.0)), data=b"poison")
