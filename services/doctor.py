@@ -110,6 +110,8 @@ async def _bus() -> Finding:
         return Finding("bus", False, f"{error}; set STOKER_BUS__URL", needed=False)
     try:
         drift = await held.verify(topology())
+    except Fatal as error:
+        return Finding("bus", False, str(error))
     finally:
         await held.close()
     return Finding("bus", not drift, "; ".join(drift) or f"{settings.url}, as the topic table says")

@@ -14,7 +14,7 @@ from schemas.fleet import FleetDeclared, ModelProfile, Server, objective_of, sta
 from schemas.plan import Allocation, PlanIssued, PlanProposed
 from schemas.telemetry import CapacityUnavailable, InventoryObserved, TelemetryObserved
 from services.actuator.gate import Case, Gated, Memory, Rule, pass_gate, remember
-from services.actuator.rules.trust import Ownership
+from services.actuator.rules.trust import Ownership, was_handed_over
 from services.actuator.settings import ActuatorSettings
 from services.actuator.surge import differs, surge
 
@@ -252,7 +252,7 @@ def _taken(memory: Memory, inventory: InventoryObserved) -> dict[str, int]:
     return {
         v.accelerator: v.desired
         for v in inventory.variants
-        if memory.intended.get(v.accelerator) == v.desired
+        if was_handed_over(memory, v.accelerator, v.desired)
     }
 
 

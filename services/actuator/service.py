@@ -55,6 +55,7 @@ class ActuatorService(Service):
         self._state = State()
         self._cycle = ""
         self._woken = asyncio.Event()
+        self._deciding = asyncio.Lock()
 
     def restore(self, snapshots: Mapping[str, bytes]) -> None:
         for key, raw in snapshots.items():
@@ -85,6 +86,10 @@ class ActuatorService(Service):
     def verbs(self) -> Mapping[str, VerbHandler]:
         return {"pause": self._answer_pause, "resume": self._answer_resume}
 
+    async def settle(self) -> None:
+        # Kept, so that no other generation is begun; what is written meanwhile is told.
+        await self._deciding.acquire()
+
     async def close(self) -> None:
         await self._target.close()
 
@@ -93,7 +98,8 @@ class ActuatorService(Service):
             self._woken.clear()
             if undecided_generation(self._state) is not None and self.host.active:
                 try:
-                    await self._decide()
+                    async with self._deciding:
+                        await self._decide()
                 except Retry as error:
                     self.host.log.warning("held: the bus did not take the decision", error=str(error))
                     await asyncio.sleep(error.delay_s)
@@ -190,7 +196,14 @@ class ActuatorService(Service):
                 emits, {SERVER + name: dump(state, SERVER + name) for name in changed}, accept=accept
             )
 
-        await self.host.transact(step)
+        while True:
+            try:
+                await self.host.transact(step)
+                return
+            except Retry as error:
+                # The next cycle would find it written and say nothing of it.
+                self.host.log.warning("not told yet what was written", error=str(error))
+                await asyncio.sleep(error.delay_s)
 
     async def _answer_pause(self, request: PauseRequested) -> PauseAnswered:
         return await self._hold(request, pause)

@@ -54,9 +54,9 @@ class Mirror(Generic[T]):
                 await self._follow()
                 pause_s = shortest_s
             except Refused as refusal:
-                if refusal.status == 410:
+                if refusal.status == 410 and self._version:
                     # Too old to resume from: the copy is wrong from here on until it is listed again.
-                    self._version = ""
+                    self.error, self._version = refusal, ""
                     continue
                 if refusal.status == 404 and self._optional:
                     self.objects, self._version = {}, ""
@@ -118,7 +118,14 @@ class Mirror(Generic[T]):
         self._on_change()
 
     def _take(self, objects: dict[Key, T], item: dict[str, Any]) -> None:
-        kept = self._read(item)
+        try:
+            kept = self._read(item)
+        except Exception as error:
+            # Told by its name, and listed again until it can be read: a copy without it would be wrong.
+            self._version = ""
+            name = "/".join(filter(None, _key(item)))
+            said = f"{type(error).__name__}: {error}"
+            raise ClusterError(f"{self._path}: {name} cannot be read: {said}") from error
         if kept is None:
             objects.pop(_key(item), None)
         else:

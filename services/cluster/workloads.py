@@ -3,6 +3,7 @@
 A mark is a label or an annotation of the workload itself; an annotation wins, since it may hold any text.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,6 +20,11 @@ MAX_BATCH_BY = "stoker.dev/max-batch-by"
 """How a batch limit is set: `annotation`, `argument:--NAME` or `configmap:NAME/KEY`; without it Stoker leaves it."""
 ENGINE_ARGUMENT = "--max-num-seqs"
 """The argument that says the batch limit where nothing else does, as vLLM spells it."""
+_TIMES = {"": 1, "k": 10**3, "M": 10**6, "Ki": 2**10, "Mi": 2**20}
+_AMOUNT = re.compile(rf"([0-9]{{1,9}})({'|'.join(_TIMES)})")
+"""A whole amount of something, as the platform writes it: a thousand cards are 1k."""
+_LIMIT = re.compile(r"0{0,9}[1-9][0-9]{0,5}|1000000")
+"""A batch limit as contracts allow it; what else people write where one is looked for is none."""
 
 
 class AcceleratorNames(BaseModel):
@@ -47,8 +53,8 @@ class AcceleratorNames(BaseModel):
 
     def cards(self, resources: Mapping[str, str]) -> int:
         """Cards in a node's allocatable resources or a container's requests."""
-        found = (str(resources.get(name, "")) for name in self.resources)
-        return sum(int(text) for text in found if text.isdecimal())
+        found = (_AMOUNT.fullmatch(str(resources.get(name, ""))) for name in self.resources)
+        return sum(int(amount[1]) * _TIMES[amount[2]] for amount in found if amount is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +249,13 @@ def _max_batch(marks: Mapping[str, str], templates: Sequence[tuple[Mapping[str, 
             or marks.get("inferno.server.allocation.maxbatchsize")
             or argument_of(containers, ENGINE_ARGUMENT)
         )
-    return int(text) if text and text.isdecimal() and int(text) > 0 else None
+    return int(text) if text and _LIMIT.fullmatch(text) else None
 
 
 def _trouble(status: Mapping[str, Any]) -> tuple[str, str] | None:
     """Why the workload's controller cannot make pods, such as an exceeded quota, and since when."""
     for condition in status.get("conditions") or ():
-        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return f"{condition.get('reason')}: {condition.get('message')}", condition["lastTransitionTime"]
+        since = condition.get("lastTransitionTime")
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True" and since:
+            return f"{condition.get('reason')}: {condition.get('message')}", since
     return None

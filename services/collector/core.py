@@ -41,6 +41,8 @@ CALIBRATED = "calibrated"
 _RECORD = TypeAdapter(ServerRecord)
 _MOMENT = TypeAdapter(FiniteFloat)
 _ALERTS = TypeAdapter(list[tuple[tuple[AlertKind, str], str]])
+_KEPT_OF_ALERT = 100
+"""Characters saved of a standing alert's text, for thousands may stand at once and a snapshot is one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ def dump(state: State, key: str) -> bytes:
     if key == STARTUP:
         return startup.dump(state.startups)
     if key == ALERTS:
-        return _ALERTS.dump_json(list(state.alerts.items()))
+        return _ALERTS.dump_json([(key, text[:_KEPT_OF_ALERT]) for key, text in state.alerts.items()])
     if key == CALIBRATED:
         return _MOMENT.dump_json(state.calibrated_s)
     return _RECORD.dump_json(state.servers[key.removeprefix(SERVER)])

@@ -16,8 +16,8 @@ from services.collector.fleet_files import FleetRefused, fingerprint, read_fleet
 from services.collector.settings import Settings
 from services.collector.source import Calibrator, Problem, Readings, Source
 from services.runtime import plugins
-from services.runtime.envelope import Emit, Event
-from services.runtime.errors import Fatal, Retry
+from services.runtime.envelope import Emit, Event, encode
+from services.runtime.errors import Fatal, Retry, TooLarge
 from services.runtime.service import Outcome, Service, Task
 from services.runtime.settings import clock_of
 
@@ -54,8 +54,8 @@ class CollectorService(Service):
             return
         try:
             self._fingerprint = fingerprint([path])
-            self._fleet = read_fleet([path], self.host.clock.now_s())
-        except (FleetRefused, OSError) as error:
+            self._fleet = self._declarable(path)
+        except (FleetRefused, TooLarge, OSError) as error:
             raise Fatal(str(error)) from error
 
     def restore(self, snapshots: Mapping[str, bytes]) -> None:
@@ -195,19 +195,27 @@ class CollectorService(Service):
             seen = fingerprint([path])
             if seen == self._fingerprint:
                 return
-            fleet = read_fleet([path], now_s)
-        except (FleetRefused, OSError) as error:
+            fleet = self._declarable(path)
+        except (FleetRefused, TooLarge, OSError) as error:
             if str(error) != self._refused:
-                self._refused = str(error)
                 await self._alert(f"{error}"[:4000], resolved=False, now_s=now_s)
+                self._refused = str(error)
             return
-        self._fingerprint = seen
         if self._refused:
-            self._refused = ""
             await self._alert("the fleet is declared well again", resolved=True, now_s=now_s)
+            self._refused = ""
         if self._fleet is None or fleet.revision != self._fleet.revision:
             self._fleet = fleet
             await self._declare()
+        # Last, so that what the bus did not take is done again.
+        self._fingerprint = seen
+
+    def _declarable(self, path: Path) -> FleetDeclared:
+        """The fleet of a file or directory as it can be sent; raises FleetRefused, TooLarge or OSError."""
+        now_s = self.host.clock.now_s()
+        fleet = read_fleet([path], now_s)
+        encode(Emit(fleet), self.name, now_s)
+        return fleet
 
     async def _alert(self, message: str, resolved: bool, now_s: float) -> None:
         alert = AlertRaised(

@@ -125,7 +125,9 @@ def _figures(
     offered = bounded(offered, MOST_RPS)
     waiting = measured.gauge(newer, "waiting")
     if gateway is not None and gateway.waiting is not None:
-        waiting = (waiting or 0.0) + gateway.waiting
+        # Without engines nothing waits in them; with some it may not be known.
+        within = waiting if measured.expected or newer else 0.0
+        waiting = None if within is None else within + gateway.waiting
     # A replica that warms up is slow for reasons of its own; its load is real, its figures teach nothing.
     warm = [one for one in measured.all if not one.warming_up]
     return {

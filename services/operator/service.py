@@ -19,8 +19,8 @@ from services.operator.resources import API, FINALIZER, KINDS, Key, Resource, co
 from services.operator.scale_targets import Candidate, Change, mark, read_candidate
 from services.operator.settings import Settings
 from services.operator.status import Status, Told, changes, events_of, status_of
-from services.runtime.envelope import Emit, Event, rfc3339
-from services.runtime.errors import Retry
+from services.runtime.envelope import Emit, Event, encode, rfc3339
+from services.runtime.errors import Retry, TooLarge
 from services.runtime.service import Outcome, Service, Task
 
 _WRITERS = 16
@@ -122,6 +122,10 @@ class OperatorService(Service):
         lacking = [one for one in resources if one.key in known and FINALIZER not in one.finalizers]
         failures = await self._side_by_side(self._finalize(one, True) for one in lacking)
         if must_declare(self._state, declaration, now_s, self._settings.ask_again_s):
+            try:
+                encode(Emit(declaration.fleet), self.name, now_s)
+            except TooLarge as error:
+                return [str(error), *map(str, failures)]
             await self._publish(declaration, now_s)
         failures += await self._mark(resources, declaration)
         declaration = _with_remarks(declaration, self._off_target)

@@ -179,9 +179,10 @@ class Chassis:
             for pull in pulls:
                 await pull.stop()
             await bus.stop_requests()
-            consuming = [task for task in working if task.get_name().startswith("pull-")]
-            if consuming:
-                await asyncio.wait(consuming, timeout=10)
+            finishing = [task for task in working if task.get_name().startswith("pull-")]
+            finishing.append(asyncio.create_task(self.service.settle(), name="settle"))
+            working = [*working, finishing[-1]]
+            await asyncio.wait(finishing, timeout=10)
         finally:
             await ended([*working, stopping])
 

@@ -165,13 +165,14 @@ def decode(raw: Raw) -> Event:
 
 def problems(error: ValidationError, most: int = 3) -> str:
     """What a validation found, in one line: where, what was expected, what was there."""
+    details = error.errors(include_url=False, include_context=False)
     found = [
         f"{'.'.join(str(part)[:80] for part in e['loc']) or 'whole'}: {_expected(e)[:1000]}, "
         f"got {_short(e.get('input'))}"
-        for e in error.errors(include_url=False, include_context=False)
+        for e in details[:most]
     ]
-    more = f"; and {len(found) - most} more" if len(found) > most else ""
-    return "; ".join(found[:most]) + more
+    more = f"; and {len(details) - most} more" if len(details) > most else ""
+    return "; ".join(found) + more
 
 
 def _expected(detail: ErrorDetails) -> str:

@@ -4,7 +4,6 @@ import logging
 import sys
 
 import structlog
-from structlog.tracebacks import ExceptionDictTransformer
 
 from services.runtime.settings import LogSettings
 
@@ -17,12 +16,12 @@ def configure(settings: LogSettings) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Without the local variables of every frame: they may be secrets, and writing them stops the loop for seconds.
+    # Without the frames' variables: they hold tokens and whole fleets, and to write them takes seconds.
+    traces = structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    )
     last: list[structlog.typing.Processor] = (
-        [
-            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
-            structlog.processors.JSONRenderer(),
-        ]
+        [traces, structlog.processors.JSONRenderer()]
         if settings.format == "json"
         else [
             structlog.dev.ConsoleRenderer(

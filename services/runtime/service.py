@@ -111,5 +111,8 @@ class Service:
         """Why the service is not ready, beyond what the chassis sees."""
         return ()
 
+    async def settle(self) -> None:
+        """Finish what its tasks have in hand and let them begin nothing new, before it is ended."""
+
     async def close(self) -> None:
         """Let go of what `open` made."""

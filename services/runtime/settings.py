@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -56,6 +56,12 @@ class BusSettings(Group):
     """Storage of streams that are created; memory for tests only."""
     replicas: int = Field(default=1, ge=1, le=5)
     """Copies of each stream that are created; 3 on a cluster."""
+
+    @model_validator(mode="after")
+    def _has_what_its_certificate_needs(self) -> "BusSettings":
+        if self.certificate_file is not None and self.ca_file is None:
+            raise ValueError("certificate_file is set without ca_file, and would not be used")
+        return self
 
 
 class ClockSettings(Group):

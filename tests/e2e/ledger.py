@@ -36,7 +36,8 @@ class Ledger:
 async def read_ledger(bus: Bus) -> Ledger:
     """Everything that the streams still hold."""
     ledger = Ledger()
-    for stream in ("TELEMETRY", "STATE", "DECISIONS"):
+    # What follows is read before what it follows from, of which more comes meanwhile.
+    for stream in ("DECISIONS", "STATE", "TELEMETRY"):
         for raw in await bus.everything(stream, [f"{ROOT}.>"]):
             try:
                 event = decode(raw)

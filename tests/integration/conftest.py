@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest_asyncio
 
+from services.runtime import logs
 from services.runtime.bus import Bus
 from services.runtime.embedded import EmbeddedServer
-from services.runtime.settings import BusSettings
+from services.runtime.settings import BusSettings, LogSettings
 from services.runtime.topology import topology
 
 Connect = Callable[..., Awaitable[Bus]]
+# As every process does: the logger's own defaults take seconds over an exception, in which nothing else happens.
+logs.configure(LogSettings(format="text"))
 
 
 @pytest_asyncio.fixture

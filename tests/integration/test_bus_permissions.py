@@ -18,6 +18,7 @@ from scenario_of_users import Users
 from schemas.decision import DecisionMade
 from schemas.subjects import PARTITIONS
 from schemas.topics import TOPICS, VERBS, Delivery, Stream
+from services.doctor import examine
 from services.runtime.bus import Bus
 from services.runtime.envelope import Wire, decode
 from services.runtime.errors import Fatal, Reject, Retry
@@ -235,6 +236,18 @@ async def test_an_outside_reader_follows_decisions_with_the_script_of_the_docume
     assert [line.split()[0] for line in lines.decode().splitlines()] == [made.server] * 3
 
 
+async def test_doctor_says_what_the_bus_denies_it_beside_what_else_it_found(
+    server: Guarded, monkeypatch: pytest.MonkeyPatch
+):
+    held = server.credentials[READER]
+    for name, value in {"URL": server.url, "USER": held["user"], "PASSWORD": held["password"]}.items():
+        monkeypatch.setenv(f"STOKER_BUS__{name}", str(value))
+    monkeypatch.setenv("STOKER_BUS__PUBLISH_TIMEOUT_S", "0.3")
+    found = {one.what: one for one in await examine()}
+    assert found["python"].ok and not found["bus"].ok
+    assert "verifying streams and consumers" in found["bus"].detail
+
+
 # Everything that each must do works.
 
 
@@ -251,8 +264,8 @@ async def test_instances_of_a_partitioned_service_share_restore_park_and_answer_
     await collector.publish(Wire(broken.subject, b"{", broken.headers, "broken", broken.stream))
     people = await Bus.connect(server.settings(OPERATOR), OPERATOR)
     await kept(people, "DLQ", "stoker.v1.dlq.TELEMETRY.predictor")
-    assert len(await people.newest("STATE", ["stoker.v1.forecast.issued.*"])) == 1
-    assert await people.newest("KV_SNAPSHOTS", ["$KV.SNAPSHOTS.predictor.>"])
+    await kept(people, "STATE", "stoker.v1.forecast.issued.*")
+    await kept(people, "KV_SNAPSHOTS", "$KV.SNAPSHOTS.predictor.>")
     assert await people.request("stoker.v1.svc.predictor.status", b"{}")
     assert [c.reasons() for c in made] == [[], []]
     made[0].stop()
@@ -264,6 +277,14 @@ async def test_instances_of_a_partitioned_service_share_restore_park_and_answer_
     await people.close()
 
 
+async def has_lost(server: Guarded, user: str, subject: str) -> bool:
+    """Whether a user may no longer publish to a subject; not while it is thrown out."""
+    try:
+        return await denied(server, user, [f"PUB {subject} 0\r\n\r\n"]) == [True]
+    except (AssertionError, OSError):
+        return False
+
+
 async def test_a_denied_publish_makes_a_service_not_ready_with_the_reason_until_it_is_allowed(
     server: Guarded, tmp_path: Path
 ):
@@ -271,8 +292,11 @@ async def test_a_denied_publish_makes_a_service_not_ready_with_the_reason_until_
     full = rights.read_text()
     rights.write_text(full.replace('      "stoker.v1.forecast.issued.*"\n', ""))
     os.kill(server.pid, signal.SIGHUP)
-    bus = server.credentials["predictor"] | {"publish_timeout_s": 0.3}
-    chassis = chassis_of(server, Echo(), lease_s=1.5, bus=bus)
+    # Whoever is connected while the server takes this up is thrown out.
+    deadline = time.monotonic() + 20
+    while not await has_lost(server, "predictor", "stoker.v1.forecast.issued.s"):
+        assert time.monotonic() < deadline, "the rights are as before"
+    chassis = chassis_of(server, Echo(), lease_s=1.5, bus=server.credentials["predictor"])
     task = asyncio.create_task(chassis.run())
     await until(lambda: len(chassis.held) == PARTITIONS)
     collector = await Bus.connect(server.settings("collector"), "collector")

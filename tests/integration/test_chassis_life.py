@@ -144,6 +144,35 @@ async def test_a_service_that_stops_finishes_what_it_has_in_hand(nats: EmbeddedS
     assert counted(chassis, "stoker_active") == 0
 
 
+class Busy(Sole):
+    """Has a loop with something in hand that takes until `done`, and stops it only then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = asyncio.Event()
+        self.loops = {"works": self.work}
+
+    async def work(self) -> None:
+        await self.done.wait()
+        self.log.append("done")
+        await asyncio.Event().wait()
+
+    async def settle(self) -> None:
+        self.log.append("settling")
+        await self.done.wait()
+        await until(lambda: "done" in self.log)
+
+
+async def test_a_service_that_stops_finishes_what_its_loops_have_in_hand(nats: EmbeddedServer, outside: Bus):
+    chassis = chassis_of(nats, echo := Busy())
+    async with running(chassis):
+        chassis.stop()
+        await until(lambda: "settling" in echo.log)
+        assert chassis.reasons() == ["stopping"]
+        echo.done.set()
+    assert echo.log[-3:] == ["settling", "done", "close"]
+
+
 @pytest.mark.parametrize("later", range(10))
 async def test_a_service_that_is_stopped_at_any_step_of_a_message_ends_in_order_and_acknowledges_it(
     nats: EmbeddedServer, outside: Bus, later: int

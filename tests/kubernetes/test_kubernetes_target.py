@@ -3,6 +3,7 @@
 Each test looks at the cluster, at the facts that are published, and at the metric.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -411,6 +412,55 @@ async def test_the_pods_that_shall_go_are_marked_before_they_go(
         if pod["metadata"].get("annotations", {}).get(DELETION_COST) == "-1"
     }
     assert len(marked) == 2 and oldest not in marked and set(marked.values()) == {"true"}
+
+
+async def test_pods_that_stay_because_another_writer_came_first_are_not_left_marked(
+    cluster: ApiServer, namespace: str, operate: Operate
+) -> None:
+    cluster.admin.create(variant(namespace, "chat", "H100", replicas=3))
+    operation = operate("chat", drain_s=1.0)
+    await operation.settled("chat", H100=3)
+
+    def marked() -> list[str]:
+        pods = cluster.admin.get(f"/api/v1/namespaces/{namespace}/pods")["items"]
+        return names_of(
+            pod
+            for pod in pods
+            if DRAINING in pod["metadata"]["labels"]
+            or DELETION_COST in pod["metadata"].get("annotations", {})
+        )
+
+    planning = asyncio.create_task(operation.plan(chat={"H100": 1}))
+    deadline_s = time.monotonic() + 20
+    while len(marked()) < 2:
+        assert time.monotonic() < deadline_s
+        await operation.host.sleep_until(time.time() + 0.05)
+    set_by_hand(cluster, namespace, "chat-h100", 4)
+    assert only(ActuationFailed, await planning).reason is FailureReason.CONFLICT
+    assert marked() == [] and desired(cluster, namespace, "chat-h100") == 4
+
+
+async def test_a_budget_that_stops_the_second_variant_leaves_the_step_of_the_first_ours(
+    cluster: ApiServer, namespace: str, operate: Operate
+) -> None:
+    for accelerator in ("H100", "L4"):
+        cluster.admin.create(variant(namespace, "chat", accelerator, replicas=3))
+    operation = operate("chat")
+    await operation.settled("chat", H100=3, L4=3)
+    await operation.plan(chat={"H100": 4, "L4": 3})
+    await operation.settled("chat", H100=4, L4=3)
+    # Of the seven six must stay, whether or not the budget has seen yet that one went.
+    budget = budget_for(cluster, namespace, {"minAvailable": 6})
+    wait_for(cluster, budget, lambda b: b.get("status", {}).get("disruptionsAllowed") == 1)
+    await operation.host.sleep_until(time.time() + 0.6)
+    stopped = await operation.plan(chat={"H100": 1, "L4": 1})
+    assert only(ActuationFailed, stopped).reason is FailureReason.REFUSED
+    left = {name: desired(cluster, namespace, f"chat-{name.lower()}") for name in ("H100", "L4")}
+    assert sum(left.values()) == 6
+    await operation.settled("chat", **left)
+    await operation.host.sleep_until(time.time() + 0.6)
+    after = await operation.plan(chat={"H100": 1, "L4": 1})
+    assert none(AlertRaised, after) and only(DecisionMade, after).rule != "ownership"
 
 
 @pytest.mark.parametrize("by", ["annotation", "argument:--max-num-seqs", "configmap:limits/chat", None])

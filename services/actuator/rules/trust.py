@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import Quality
 from schemas.decision import Verdict
-from services.actuator.gate import Case, Ruling, Target
+from services.actuator.gate import Case, Memory, Ruling, Target
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -166,9 +166,19 @@ def foreign_replicas(case: Case, settle_s: float) -> dict[str, int] | None:
     desired = {v.accelerator: v.desired for v in case.inventory.variants}
     names = desired.keys() | memory.written.keys() | memory.intended.keys()
     ours = all(
-        desired.get(name, 0) in (memory.written.get(name, 0), memory.intended.get(name, 0)) for name in names
+        desired.get(name, 0) in (memory.written.get(name, 0), memory.intended.get(name, 0))
+        or was_handed_over(memory, name, desired.get(name, 0))
+        for name in names
     )
     return None if ours else desired
+
+
+def was_handed_over(memory: Memory, accelerator: str, replicas: int) -> bool:
+    """Whether a count is what the target was last given, or a step down to it, as disruption budgets allow."""
+    intended = memory.intended.get(accelerator)
+    if intended is None:
+        return False
+    return intended <= replicas <= max(intended, memory.written.get(accelerator, 0))
 
 
 class FreshnessSettings(BaseModel):

@@ -5,7 +5,8 @@ somebody wrote in between. Replicas that serve are taken away only as far as dis
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -17,6 +18,7 @@ from schemas.actuation import FailureReason, VariantScale
 from schemas.telemetry import InventoryObserved
 from services.actuator.target import Applied, Failed
 from services.actuator.targets.kubernetes_batch import set_batch
+from services.actuator.targets.kubernetes_budgets import Budgets, Permit
 from services.cluster.client import (
     FIELD_MANAGER,
     MERGE_PATCH,
@@ -35,11 +37,12 @@ from services.cluster.workloads import (
     Workload,
     kind_of,
     read_workload,
-    selects,
 )
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 DRAINING = "stoker.dev/draining"
+Marks = tuple[str | None, str | None]
+"""A pod's deletion cost and its label of draining, nothing for what it does not carry."""
 _REASONS = {
     401: FailureReason.UNAUTHORIZED,
     403: FailureReason.FORBIDDEN,
@@ -93,7 +96,7 @@ class KubernetesTarget:
             kind: Mirror(self._cluster, kind.path, read, optional=True) for kind in kinds
         }
         self._following = Following(*self._workloads.values())
-        self._budgets = "policy/v1"
+        self._budgets = Budgets(self._cluster)
 
     async def apply(
         self, server: str, scales: Sequence[VariantScale], inventory: InventoryObserved
@@ -165,7 +168,21 @@ class KubernetesTarget:
         return found
 
     async def _scale(self, kind: Kind, workload: Workload, seen: int, wanted: int) -> _Step | Failed:
-        """Set the replicas, provided that they still are as seen."""
+        """Set the replicas, provided that they still are as seen; pods that stay for all that are not marked."""
+        marked: dict[str, Marks] = {}
+        try:
+            step = await self._set(kind, workload, seen, wanted, marked)
+        except Refused:
+            await self._spare(workload, marked)
+            raise
+        if isinstance(step, Failed):
+            await self._spare(workload, marked)
+        return step
+
+    async def _set(
+        self, kind: Kind, workload: Workload, seen: int, wanted: int, marked: dict[str, Marks]
+    ) -> _Step | Failed:
+        """Set the replicas; `marked` takes the pods that were marked to go, and what they carried before."""
         path = f"{kind.object_path(workload.namespace, workload.name)}/scale"
         for pause_s in (*RETRY_S, None):
             scale = await self._cluster.call("GET", path)
@@ -176,61 +193,58 @@ class KubernetesTarget:
             if now != seen:
                 message = f"{path}: another writer set {now} replicas where {seen} were seen; not overwritten"
                 return Failed(FailureReason.CONFLICT, message)
-            target = wanted
+            permit, living = Permit(wanted), list[dict[str, Any]]()
             if wanted < now:
-                allowed, budget = await self._allowed(workload)
-                if allowed is not None:
-                    # The workload's own count of what serves lags behind its pods; of two the larger loses less.
-                    pods = sum(map(_is_ready, await self._living(workload)))
-                    serving = max(ceil(pods / workload.pods), workload.ready or 0)
-                    target = max(wanted, min(now, serving - allowed))
-                if target == now:
-                    message = f"PodDisruptionBudget {budget} lets no replica of {workload.name} go now"
+                living = await self._living(workload)
+                # The workload's own count of what serves lags behind its pods; of two the larger loses less.
+                serving = max(ceil(sum(map(_is_ready, living)) / workload.pods), workload.ready or 0)
+                permit = await self._budgets.permit(workload, serving, now, wanted)
+                if permit.replicas == now:
+                    message = f"PodDisruptionBudget {permit.budget} lets no replica of {workload.name} go now"
                     return Failed(FailureReason.REFUSED, message)
-                # Only of a Deployment can it be said which pods go.
-                if target and workload.kind == "Deployment":
-                    await self._drain(workload, now - target)
-            scale["spec"] = {"replicas": target}
+            scale["spec"] = {"replicas": permit.replicas}
             try:
+                # Only of a Deployment can it be said which pods go.
+                if living and permit.replicas and workload.kind == "Deployment":
+                    await self._drain(workload, living, now - permit.replicas, marked)
                 written = await self._cluster.call("PUT", path, {"fieldManager": FIELD_MANAGER}, scale)
-                return _Step(target, written["metadata"]["resourceVersion"], changed=True)
-            except Refused as refusal:
-                if refusal.status != 409 or pause_s is None:
+                return _Step(permit.replicas, written["metadata"]["resourceVersion"], changed=True)
+            except ClusterError as error:
+                self._budgets.release(permit)
+                if not (isinstance(error, Refused) and error.status == 409) or pause_s is None:
                     raise
                 await asyncio.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _allowed(self, workload: Workload) -> tuple[int | None, str]:
-        """Replicas that serve which may go now, and the budget that says so; nothing when none speaks of them."""
-        path = f"/apis/{self._budgets}/namespaces/{workload.namespace}/poddisruptionbudgets"
-        try:
-            budgets = (await self._cluster.call("GET", path))["items"]
-        except Refused as refusal:
-            if refusal.status != 404 or self._budgets != "policy/v1":
-                raise
-            # A server from before 1.21.
-            self._budgets = "policy/v1beta1"
-            return await self._allowed(workload)
-        limits = [
-            (int((one.get("status") or {}).get("disruptionsAllowed", 0)), one["metadata"]["name"])
-            for one in budgets
-            if selects(one["spec"].get("selector") or {}, workload.pod_labels)
-        ]
-        allowed, budget = min(limits, default=(None, ""))
-        return None if allowed is None else allowed // workload.pods, budget
-
-    async def _drain(self, workload: Workload, count: int) -> None:
+    async def _drain(
+        self, workload: Workload, living: Sequence[dict[str, Any]], count: int, marked: dict[str, Marks]
+    ) -> None:
         """Mark the pods that shall go: those of the least deletion cost, then the newest, with the coldest caches."""
-        pods, living = _pods_path(workload), await self._living(workload)
         serving = [pod["metadata"] for pod in living if _is_ready(pod)]
         # Those that do not serve go first.
         going = max(0, count - (len(living) - len(serving)))
         newest = sorted(serving, key=lambda meta: meta["creationTimestamp"], reverse=True)
         for meta in sorted(newest, key=_cost)[:going]:
-            mark = {"annotations": {DELETION_COST: str(min(-1, _cost(meta)))}, "labels": {DRAINING: "true"}}
-            await self._cluster.call("PATCH", f"{pods}/{meta['name']}", None, {"metadata": mark}, MERGE_PATCH)
+            await self._mark(workload, meta["name"], (str(min(-1, _cost(meta))), "true"))
+            before = (
+                (meta.get("annotations") or {}).get(DELETION_COST),
+                (meta.get("labels") or {}).get(DRAINING),
+            )
+            marked.setdefault(meta["name"], before)
         if going:
             await asyncio.sleep(self._settings.drain_s)
+
+    async def _spare(self, workload: Workload, marked: Mapping[str, Marks]) -> None:
+        """Give pods that were marked to go, and do not, the marks that they had: routers avoid the marked."""
+        for name, before in marked.items():
+            # Where even this fails, the next step down marks the same pods again.
+            with suppress(ClusterError):
+                await self._mark(workload, name, before)
+
+    async def _mark(self, workload: Workload, name: str, marks: Marks) -> None:
+        cost, draining = marks
+        body = {"metadata": {"annotations": {DELETION_COST: cost}, "labels": {DRAINING: draining}}}
+        await self._cluster.call("PATCH", f"{_pods_path(workload)}/{name}", None, body, MERGE_PATCH)
 
     async def _living(self, workload: Workload) -> list[dict[str, Any]]:
         """The workload's pods but for those that end already."""

@@ -14,7 +14,7 @@ from services.actuator.target import Applied, Failed
 def _template(text: str) -> str:
     try:
         text.format(server="s", accelerator="a")
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{text!r}: expected a text with {{server}} and {{accelerator}}") from error
     return text
 

@@ -4,7 +4,7 @@ Everything is watched: a poll makes one small request, which proves that the ser
 is good, and reads the copies. Where the copies may be old, the poll has failed: nobody acts on an old inventory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar
@@ -76,7 +76,7 @@ class KubernetesSource:
         self._autoscalers: Mirror[Autoscaler] = Mirror(
             self.cluster, "/apis/autoscaling/v1/horizontalpodautoscalers", read_autoscaler
         )
-        self._ready_s: dict[Key, float | None] = {}
+        self._ready_s: dict[Key, float] = {}
         self._following = Following(
             *self._workloads, self._pods, self._nodes, self._quotas, self._autoscalers
         )
@@ -88,12 +88,7 @@ class KubernetesSource:
             await self.cluster.call("GET", "/version")
         except ClusterError as error:
             return self._failed(error)
-        # A replica that was unready for a while has not started again, so its first time stands.
-        self._ready_s = {
-            key: self._ready_s.get(key, pod.ready_s)
-            for key, pod in self._pods.objects.items()
-            if key in self._ready_s or pod.ready_s is not None
-        }
+        self._ready_s = _first_ready_s(self._ready_s, self._pods.objects)
         pods = [
             pod if pod.ready_s is None else replace(pod, ready_s=self._ready_s[key])
             for key, pod in self._pods.objects.items()
@@ -118,3 +113,18 @@ class KubernetesSource:
     def _failed(self, error: ClusterError) -> Readings:
         problem = Problem(AlertKind.SOURCE_FAILED, self.name, str(error)[:3000])
         return Readings(self.name, self.provides, problems=(problem,))
+
+
+def _first_ready_s(before: Mapping[Key, float], pods: Mapping[Key, Pod]) -> dict[Key, float]:
+    """When each pod was first ready: one that was unready for a while has not started again.
+
+    A time from before it was made is that of a pod that had its name, as those of a leader worker set do.
+    """
+    found = {}
+    for key, pod in pods.items():
+        first_s = before.get(key)
+        if first_s is None or first_s < pod.created_s:
+            first_s = pod.ready_s
+        if first_s is not None:
+            found[key] = first_s
+    return found

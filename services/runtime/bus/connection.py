@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import re
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from nats.micro.service import Service
 from services.runtime.bus import streams
 from services.runtime.bus.bucket import CONFLICT_CODES, Bucket, Conflict
 from services.runtime.bus.client import TolerantClient
+from services.runtime.bus.credentials import options_of
 from services.runtime.bus.pull import Pull
 from services.runtime.envelope import Raw, Wire
 from services.runtime.errors import Denied, Fatal, Retry, TooLarge, TopologyDrift
@@ -63,7 +63,7 @@ class Bus:
 
     @classmethod
     async def connect(cls, settings: BusSettings, service: str) -> "Bus":
-        """Connect as a service; raises Fatal when there is no usable server within the time-out."""
+        """Connect as a service; raises Fatal without usable credentials or a usable server within the time-out."""
         bus: Bus | None = None
         loop = asyncio.get_running_loop()
 
@@ -91,15 +91,8 @@ class Bus:
             "drain_timeout": 5,
             "inbox_prefix": inbox_prefix(service),
             "pending_size": 64 << 20,
-            "user": settings.user,
-            "password": settings.password.get_secret_value() if settings.password else None,
-            "user_credentials": str(settings.credentials_file) if settings.credentials_file else None,
-            "nkeys_seed": str(settings.nkey_seed_file) if settings.nkey_seed_file else None,
+            **options_of(settings),
         }
-        if settings.ca_file is not None:
-            options["tls"] = ssl.create_default_context(cafile=str(settings.ca_file))
-            if settings.certificate_file is not None:
-                options["tls"].load_cert_chain(settings.certificate_file)
         deadline = loop.time() + settings.connect_timeout_s
         while True:
             client = TolerantClient()

@@ -245,6 +245,24 @@ def test_a_write_whose_answer_was_lost_is_not_another_writers() -> None:
     assert [s.replicas for w in out.writings for s in w.scales] == [8]
 
 
+def test_a_step_down_whose_answer_was_lost_is_gone_on_from() -> None:
+    loop = Loop(ask(A=8))
+    loop.run(ask(A=9))
+    for _ in range(12):
+        out = loop.run(ask(A=4), answered=False, taken=False)
+    assert [s.replicas for w in out.writings for s in w.scales] == [4]
+    # A disruption budget let one of the five go.
+    loop.held = ask(A=8)
+    out = loop.run(ask(A=4), answered=False, taken=False)
+    assert _kinds(out) == []
+    assert [s.replicas for w in out.writings for s in w.scales] == [4]
+    # It shows still when more is wanted again and that write fails altogether.
+    loop.run(ask(A=10), answered=False, taken=False)
+    out = loop.run(ask(A=10))
+    assert _kinds(out) == []
+    assert [s.replicas for w in out.writings for s in w.scales] == [10]
+
+
 def test_a_write_that_failed_is_written_again() -> None:
     loop = Loop(ask(A=3))
     for _ in range(2):

@@ -107,6 +107,21 @@ def _wrote(settled_s: float = 60.0, intended: dict[str, int] | None = None, **wr
         {"memory": _wrote(A=3, intended={"A": 5}), "inventory": hold(ask(A=5))},
     ),
     Row(
+        "a step down to what was handed over is ours, for a disruption budget may allow no more",
+        ask(A=5),
+        ask(A=3),
+        None,
+        {"memory": _wrote(A=5, intended={"A": 3}), "inventory": hold(ask(A=4))},
+    ),
+    Row(
+        "a step up to what was handed over is another writer's, for nothing bounds ours",
+        ask(A=3),
+        ask(A=5),
+        ask(A=3),
+        {"memory": _wrote(A=3, intended={"A": 5}), "inventory": hold(ask(A=4))},
+        advice_only=True,
+    ),
+    Row(
         "an inventory from before the last write says nothing",
         ask(A=3),
         ask(A=4),

@@ -3,6 +3,7 @@
 import pytest
 from gate_cases import ask, hold
 from prometheus_client import CollectorRegistry, generate_latest
+from pydantic import ValidationError
 
 from schemas.actuation import FailureReason, VariantScale
 from services.actuator.desired import DesiredReplicas
@@ -61,6 +62,7 @@ async def test_what_an_autoscaler_does_is_not_watched_for_other_writers() -> Non
     assert isinstance(refused, Failed) and refused.reason is FailureReason.NOT_FOUND
 
 
-def test_a_template_that_names_something_else_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a text with"):
-        MetricsSettings(variant_name="{pod}")
+@pytest.mark.parametrize("template", ["{pod}", "{}", "{server", "{server.name}", "{server[name]}"])
+def test_a_template_that_names_something_else_is_refused(template: str) -> None:
+    with pytest.raises(ValidationError, match="expected a text with"):
+        MetricsSettings(variant_name=template)

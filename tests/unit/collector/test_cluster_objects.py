@@ -6,8 +6,9 @@ import pytest
 
 from services.cluster.workloads import AcceleratorNames, argument_of, kind_of, read_workload, selects
 from services.collector.cluster_inventory import inventory_of, quotas_of
-from services.collector.cluster_objects import read_node, read_pod, read_quota
+from services.collector.cluster_objects import Pod, read_node, read_pod, read_quota, seconds
 from services.collector.source import QuotaReading, ReplicaState
+from services.collector.sources.kubernetes import _first_ready_s
 
 NAMES = AcceleratorNames(type_names={"NVIDIA-H100-80GB-HBM3": "H100"})
 
@@ -35,9 +36,65 @@ def test_the_type_of_a_node_is_translated_to_the_name_that_the_fleet_declares() 
     assert read_node(item, NAMES) is None
 
 
-@pytest.mark.parametrize("amount", ["1k", "-1", "", "0.5"])
+@pytest.mark.parametrize("amount", ["-1", "", "0.5", "500m", "9" * 5000])
 def test_an_amount_of_cards_that_is_no_whole_number_counts_nothing(amount: str) -> None:
     assert NAMES.cards({"nvidia.com/gpu": amount}) == 0
+
+
+@pytest.mark.parametrize(
+    ("amount", "cards"), [("8", 8), ("1k", 1000), ("1500", 1500), ("2Ki", 2048), ("1M", 10**6)]
+)
+def test_thousands_of_cards_are_read_as_the_platform_writes_them(amount: str, cards: int) -> None:
+    counts = {"requests.nvidia.com/gpu": amount}
+    item = {"metadata": {"name": "q", "namespace": "n"}, "status": {"hard": counts, "used": counts}}
+    found = read_quota(item, NAMES)
+    assert found is not None and (found.cards, found.used) == (cards, cards)
+
+
+MARKS = {"stoker.dev/server": "s", "stoker.dev/accelerator": "A"}
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("64", 64), ("064", 64), ("1000000", 10**6), ("1000001", None), ("0", None), ("9" * 5000, None)],
+)
+def test_a_batch_limit_is_read_where_it_is_one_and_nothing_that_people_write_ends_the_reading(
+    text: str, limit: int | None
+) -> None:
+    found = read_workload(deployment(MARKS | {"stoker.dev/max-batch": text}), NAMES)
+    assert found is not None and found.max_batch == limit
+
+
+def test_a_failure_that_does_not_say_since_when_is_left_out() -> None:
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota"}
+    item = deployment(MARKS)
+    for since, trouble in ((None, None), ("2026-01-01T00:00:00Z", "FailedCreate: quota")):
+        item["status"] = {"conditions": [failure | {"lastTransitionTime": since}]}
+        found = read_workload(item, NAMES)
+        assert found is not None and (found.trouble and found.trouble[0]) == trouble
+
+
+def test_a_pod_was_first_ready_when_it_was_and_not_when_one_of_its_name_before_it_was() -> None:
+    def seen(created: str, ready: str | None) -> Pod:
+        conditions = [{"type": "Ready", "status": "True", "lastTransitionTime": f"2026-01-01T{ready}Z"}]
+        meta = {"creationTimestamp": f"2026-01-01T{created}Z"}
+        found = read_pod(pod(metadata=meta, status={"conditions": conditions if ready else []}), NAMES)
+        assert found is not None
+        return found
+
+    key, first_s = ("n", "p"), dict[tuple[str, str], float]()
+    told = []
+    for created, ready in (
+        ("00:00:00", "00:01:00"),
+        ("00:00:00", None),
+        ("00:00:00", "00:09:00"),
+        ("00:10:00", None),
+        ("00:10:00", "00:12:00"),
+    ):
+        first_s = _first_ready_s(first_s, {key: seen(created, ready)})
+        told.append(first_s.get(key))
+    began_s = seconds("2026-01-01T00:00:00Z")
+    assert [None if at is None else at - began_s for at in told] == [60, 60, 60, None, 720]
 
 
 def test_a_pod_that_has_ended_holds_nothing_and_a_worker_of_a_group_is_no_replica() -> None:

@@ -8,6 +8,7 @@ from schemas.alert import AlertKind
 from schemas.base import Quality
 from schemas.fleet import Accelerator, FleetDeclared, Model, ModelProfile, Server, ServiceClass
 from schemas.telemetry import TelemetryObserved
+from schemas.topics import MAX_MESSAGE_BYTES
 from services.collector.core import CALIBRATED, State, dump, load, step
 from services.collector.settings import CollectorSettings
 from services.collector.source import (
@@ -90,6 +91,17 @@ def test_an_alert_is_raised_once_and_resolved_once() -> None:
         raised.append([(alert.kind, alert.resolved) for alert in out.alerts])
         assert ("alerts" in out.changed) == bool(out.alerts)
     assert raised == [[], [(AlertKind.NO_SERIES, False)], [], [(AlertKind.NO_SERIES, True)], []]
+
+
+def test_the_alerts_of_a_large_fleet_that_shows_no_series_are_saved_as_one_message() -> None:
+    names = [f"team-{k % 40}/a-server-of-a-rather-long-name-{k}" for k in range(3000)]
+    state, out = step(
+        State(), [metrics(T0, *(f"other-{name}" for name in names[:12]))], fleet_of(*names), T0, SETTINGS
+    )
+    assert len(out.alerts) > 3000 and "alerts" in out.changed
+    saved = dump(state, "alerts")
+    assert len(saved) < MAX_MESSAGE_BYTES
+    assert load(State(), "alerts", saved).alerts.keys() == state.alerts.keys()
 
 
 def test_a_failed_source_is_one_alert_and_not_one_for_every_server() -> None:

@@ -116,6 +116,18 @@ def test_the_gateways_counter_is_preferred_and_its_queue_counts_as_waiting() -> 
     assert window.observed.waiting == 11.0
 
 
+def test_a_gateways_queue_is_not_taken_for_all_that_waits_where_an_engine_does_not_say() -> None:
+    _, window = run(
+        (T0, view(reading("a", T0, 0), gateway=GatewayReading("chat", T0, 500, 0))),
+        (
+            T0 + 30,
+            view(reading("a", T0 + 30, 30, waiting=None), gateway=GatewayReading("chat", T0 + 30, 650, 0)),
+        ),
+    )
+    assert window.observed.quality is Quality.OK
+    assert window.observed.waiting is None
+
+
 def test_a_gateway_that_restarted_counts_from_zero() -> None:
     _, window = run(
         (T0, view(gateway=GatewayReading("chat", T0, 500))),
