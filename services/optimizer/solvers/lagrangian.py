@@ -19,10 +19,11 @@ from services.optimizer.solvers.columns import (
     outcome_of,
     positions,
     solution_of,
+    worth_carried,
 )
 from services.optimizer.solvers.construction import completed, extended, place_class, take_cheapest
 from services.optimizer.solvers.highs import deadline, left, require_highs
-from services.optimizer.solvers.levels import LEVEL_ROUNDING
+from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, levels_of
 from services.optimizer.solvers.placement import Placement
 from services.optimizer.solvers.prices import Dual, Priced, best_prices, nearby
 
@@ -84,8 +85,12 @@ class LagrangianSolver:
             if vector(columns, best)[:-1] != proven_of:
                 dual = Certificate(columns, best).dual(end, dual.prices)
         solution = solution_of(problem, best.chosen)
-        proven = best.value <= dual.bound + CLOSE_ENOUGH * max(1.0, abs(best.value)) and all(
-            _reached(columns, best, p) >= bound - LEVEL_ROUNDING for p, bound in served_bounds.items()
+        proven = (
+            best.value <= dual.bound + CLOSE_ENOUGH * max(1.0, abs(best.value))
+            and all(
+                _reached(columns, best, p) >= bound - LEVEL_ROUNDING for p, bound in served_bounds.items()
+            )
+            and _carries_the_most(columns, best)
         )
         status = SolveStatus.OPTIMAL if proven else SolveStatus.FEASIBLE
         if not proven and left(end) <= 0:
@@ -100,7 +105,8 @@ def value_bound(problem: Problem, solution: Solution, seconds: float | None) -> 
     problem = ordered(problem)
     columns = columns_of(problem)
     placement = placed(columns, positions(problem, solution))
-    return Certificate(columns, placement).dual(deadline(seconds)).bound
+    bound = Certificate(columns, placement).dual(deadline(seconds)).bound
+    return bound + worth_carried(problem, solution)
 
 
 def _part(time_limit_s: float | None, share: float) -> float | None:
@@ -115,6 +121,15 @@ def _in_units(problem: Problem, bound: float) -> float:
 
 def _reached(columns: Columns, placement: Placement, priority: int) -> float:
     return float((columns.weight * placement.served)[columns.priority == priority].sum())
+
+
+def _carries_the_most(columns: Columns, placement: Placement) -> bool:
+    """Whether no placement at all carries more best effort of any class: there is no other bound on it."""
+    return all(
+        reached >= level.most - LEVEL_ROUNDING
+        for level, reached in zip(levels_of(columns), vector(columns, placement), strict=False)
+        if level.kind is Kind.CARRIED
+    )
 
 
 def _everyone(columns: Columns, gap_share: float, end: float) -> tuple[Placement, Dual]:
