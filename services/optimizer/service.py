@@ -48,10 +48,11 @@ class OptimizerService(Service):
             name: plugins.build("stoker.laws", name) for name in plugins.names("stoker.laws")
         }
         self._solvers: dict[str, Solver] = {}
-        self._worker = Worker()
+        # What is asked may take as long as it likes: plans do not wait for it.
+        self._worker, self._answering = Worker(), Worker()
         self._memory = Memory()
         if self._settings.solver is not None:
-            self._solver(self._settings.solver)
+            self._solver(self._settings.solver, self._worker)
         warm_up()
         self._state = State()
         self._trigger = Trigger()
@@ -92,6 +93,7 @@ class OptimizerService(Service):
 
     async def close(self) -> None:
         self._worker.close()
+        self._answering.close()
 
     def trouble(self) -> Sequence[str]:
         if self._state.fleet is None:
@@ -123,7 +125,7 @@ class OptimizerService(Service):
 
     async def _plan_and_publish(self, cycle: str) -> None:
         try:
-            solver = self._solver_in_force()
+            solver = self._solver_in_force(self._worker)
         except plugins.PluginRefused as error:
             self._refused = str(error)
             self.host.log.error("not planned", error=str(error))
@@ -211,7 +213,8 @@ class OptimizerService(Service):
     ) -> Generation:
         if self._state.fleet is None:
             raise ValueError("no fleet is declared yet")
-        chosen = self._solver(solver) if solver else self._solver_in_force()
+        worker = self._answering
+        chosen = self._solver(solver, worker) if solver else self._solver_in_force(worker)
         known = {server.name for server in self._state.fleet.servers}
         if unknown := sorted(set(servers) - known):
             raise ValueError(
@@ -226,16 +229,16 @@ class OptimizerService(Service):
     async def _answer_size(self, request: PerformanceRequested) -> PerformanceAnswered:
         return await asyncio.to_thread(answer_request, "size", request)
 
-    def _solver_in_force(self) -> Solver:
+    def _solver_in_force(self, worker: Worker) -> Solver:
         assert self._state.fleet is not None
-        return self._solver(self._settings.solver or self._state.fleet.optimizer.solver)
+        return self._solver(self._settings.solver or self._state.fleet.optimizer.solver, worker)
 
-    def _solver(self, name: str) -> Solver:
+    def _solver(self, name: str, worker: Worker) -> Solver:
+        """A solver plug-in; a heavy one solves in a worker."""
         if name not in self._solvers:
-            built: Solver = plugins.build("stoker.solvers", name)
-            heavy = built.capabilities.heavy
-            self._solvers[name] = RemoteSolver(built, self._worker) if heavy else built
-        return self._solvers[name]
+            self._solvers[name] = plugins.build("stoker.solvers", name)
+        built = self._solvers[name]
+        return RemoteSolver(built, worker) if built.capabilities.heavy else built
 
 
 def _what_if(state: State, overrides: Sequence[str]) -> FleetDeclared:
