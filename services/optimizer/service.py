@@ -131,13 +131,17 @@ class OptimizerService(Service):
             self.host.log.error("not planned", error=str(error))
             return
         self._refused = ""
+        # As it is before planning: a manifest that comes meanwhile is that of another.
+        fence = self._manifest_sequence
         planned, generation = await self._planned(solver)
         self._state = replace(
-            self._state, last_generation=planned.last_generation, last_plans=planned.last_plans
+            self._state,
+            last_generation=max(self._state.last_generation, planned.last_generation),
+            last_plans=planned.last_plans,
         )
         try:
             await self.host.publish([Emit(p, "", cycle, "", p.expires_at_s) for p in generation.plans])
-            await self._issue(generation.manifest, cycle)
+            await self._issue(generation.manifest, cycle, fence)
         except Retry as error:
             number = generation.manifest.generation
             self.host.log.warning("plan not published", generation=number, error=str(error))
@@ -145,13 +149,14 @@ class OptimizerService(Service):
         for note in generation.notes:
             self.host.log.warning("not honoured", note=note)
 
-    async def _issue(self, manifest: PlanIssued, cycle: str) -> None:
+    async def _issue(self, manifest: PlanIssued, cycle: str, fence: int) -> None:
         """Publish a manifest unless another optimizer was first; raises Fatal then.
+
+        fence: where on its subject the last manifest lies that was known before planning.
 
         What else lies on its subject, unreadable, expired or an older manifest repeated, is nobody's plan.
         """
         while True:
-            fence = self._manifest_sequence
             try:
                 emit = Emit(manifest, "", cycle, "", manifest.expires_at_s, fence)
                 (self._manifest_sequence,) = await self.host.publish([emit])
@@ -164,7 +169,7 @@ class OptimizerService(Service):
                     raise Fatal(
                         f"another optimizer has issued generation {found}, this one is at {manifest.generation}"
                     ) from error
-                self._manifest_sequence = error.last.sequence
+                fence = error.last.sequence
 
     def _generation(self, raw: Raw) -> int:
         """The generation of the manifest in a message; -1 when it holds none, or one that has expired."""
