@@ -25,7 +25,7 @@ from services.optimizer.solvers.construction import completed, extended, place_c
 from services.optimizer.solvers.highs import deadline, left, require_highs
 from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, levels_of
 from services.optimizer.solvers.placement import Placement
-from services.optimizer.solvers.prices import Dual, Priced, best_prices, nearby
+from services.optimizer.solvers.prices import Dual, Priced, best_prices, charged, nearby
 
 # Of the time that there is, the shares after which the prices of service, and the search as a whole, have had
 # theirs; the rest is for the last bound.
@@ -139,7 +139,7 @@ def _everyone(columns: Columns, gap_share: float, end: float) -> tuple[Placement
     full[columns.server[columns.full]] = True
     problem = _serving(columns, full, columns.most)
     dual = best_prices(problem, end)
-    priced = columns.value + dual.prices @ columns.use
+    priced = columns.value + charged(dual.prices, columns.use)
     placement = Placement(columns)
     take_cheapest(placement, priced, everyone)
     unserved = int((full & ~placement.served).sum())
@@ -176,7 +176,7 @@ def _weighed(columns: Columns, gap_share: float, end: float) -> tuple[Placement,
     priced = problem.priced(dual.prices)
     placement = Placement(columns)
     worth = problem.least(priced) < 0
-    take_cheapest(placement, columns.value + dual.prices @ columns.use, worth)
+    take_cheapest(placement, columns.value + charged(dual.prices, columns.use), worth)
     placement.improve(end)
     certificate = Certificate(columns, placement)
     start = certificate.first
@@ -213,7 +213,7 @@ def _serve(columns: Columns, first: Placement, end: float) -> tuple[Placement, d
             continue
         problem = _service_problem(columns, priority, best)
         dual = best_prices(problem, end)
-        priced = dual.prices[: len(columns.most)] @ best.use + TIE * columns.value
+        priced = charged(dual.prices[: len(columns.most)], best.use) + TIE * columns.value
         # Those that are served before, where they leave the most, then whom the prices would serve.
         fresh, before = Placement(columns), best.served & (columns.priority < priority)
         take_cheapest(fresh, priced, before)
@@ -260,7 +260,7 @@ def _service_problem(columns: Columns, priority: int, best: Placement) -> Priced
 
 def _cheapen(columns: Columns, best: Placement, dual: Dual, end: float) -> Placement:
     """The servers that are served, placed under prices, then moved while that helps."""
-    priced = columns.value + dual.prices[: len(columns.most)] @ best.use
+    priced = columns.value + charged(dual.prices[: len(columns.most)], best.use)
     kept, served = best.copy(), best.served
     for server in np.flatnonzero(served).tolist():
         kept.take(server)
