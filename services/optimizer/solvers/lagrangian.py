@@ -124,8 +124,11 @@ def _reached(columns: Columns, placement: Placement, priority: int) -> float:
 
 
 def _carries_the_most(columns: Columns, placement: Placement) -> bool:
-    """Whether no placement at all carries more best effort of any class: there is no other bound on it."""
-    return all(
+    """Whether no placement carries more best effort of any class: all of the demand is the only bound on it.
+
+    Where nothing is given, every server was tried with all that there is.
+    """
+    return not placement.chosen or all(
         reached >= level.most - LEVEL_ROUNDING
         for level, reached in zip(levels_of(columns), vector(columns, placement), strict=False)
         if level.kind is Kind.CARRIED
