@@ -76,6 +76,7 @@ def _plans(progress: Progress) -> Table:
             again.append(_plan_ms(changed, memory, _NOW_S + 2))
         again.sort()
         rows.append((f"{servers} servers x {types} accelerators", whole[0], whole[2], again[0], again[2]))
+        progress.measured(rows[-1])
     notes = ("birth-death sizing and greedy with limited capacity, one core.", "changed: 1 % of the servers.")
     columns = ("fleet", "all, least", "all, median", "changed, least", "changed, median")
     return Table("One generation of plans (ms of CPU)", columns, tuple(rows), notes)
@@ -106,6 +107,7 @@ def _speed(progress: Progress) -> Table:
                 min(seconds),
             )
         )
+        progress.measured(rows[-1])
     columns = ("problem", "solver", "status", "requests/s of their bound by class", "gap", "CPU s")
     notes = (
         "CPU seconds of one process, the least of three. With tightness 1 everyone can be served, with 0.6 not.",
@@ -121,7 +123,8 @@ def _limited(progress: Progress) -> Table:
                 progress.say(f"optimizer: {servers} servers, tightness {tightness}, most {counted.value}")
                 options = OptimizerOptions(saturation_policy=SaturationPolicy.NONE, maximize=counted)
                 problem = limited_problem(servers, tightness, options=options)
-                rows += _compared(f"{servers} x 20, {tightness:g}, {counted.value}", problem, exact=False)
+                name = f"{servers} x 20, {tightness:g}, {counted.value}"
+                rows += _compared(name, problem, progress, exact=False)
     notes = (
         "20 accelerators of 10 types; each type has this part of the cards that the cheapest choices would take.",
         f"Most servers, or most demand, by class, no best effort. Time limits in s: {_LIMITS_S}.",
@@ -150,12 +153,12 @@ def _golden(progress: Progress) -> Iterator[Table]:
             f"{case.name} (sized in {sizing_ms:.0f} ms, reference {recorded['calculateMs']:.1f} ms, "
             f"its greedy {recorded['optimizeMs']:.2f} ms)"
         )
-        rows += _compared(name, problem, exact=True)
+        rows += _compared(name, problem, progress, exact=True)
     notes = ("Compat candidates, most servers by class, no best effort. Reference times as recorded.",)
     yield Table("The reference's cases", _COLUMNS, tuple(rows), notes)
 
 
-def _compared(name: str, problem: Problem, exact: bool) -> Iterator[tuple[Cell, ...]]:
+def _compared(name: str, problem: Problem, progress: Progress, exact: bool) -> Iterator[tuple[Cell, ...]]:
     solvers: list[Solver] = [GreedySolver(GreedySettings()), LagrangianSolver(LagrangianSettings())]
     solvers += [MilpSolver(MilpSettings())] if exact else []
     solvers.append(AutoSolver(AutoSettings()))
@@ -170,7 +173,7 @@ def _compared(name: str, problem: Problem, exact: bool) -> Iterator[tuple[Cell, 
         elif solver.name == "lagrangian" and greedy is not None:
             same = _same_servers(problem, greedy)
         classes = service_of(problem, outcome.solution)
-        yield (
+        row = (
             name if solver.name == "greedy" else "",
             solver.name,
             sum(c.servers_served for c in classes),
@@ -182,6 +185,8 @@ def _compared(name: str, problem: Problem, exact: bool) -> Iterator[tuple[Cell, 
             outcome.gap_share,
             seconds,
         )
+        progress.measured(row)
+        yield row
 
 
 def _same_servers(problem: Problem, greedy: SolveOutcome) -> float:

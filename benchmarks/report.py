@@ -41,7 +41,7 @@ class Table:
 
 
 class Progress:
-    """One line on a terminal that says how far a benchmark is; silent in a pipe."""
+    """How far a benchmark is, on standard error: one line on a terminal, and rows as they are measured anywhere."""
 
     def __init__(self) -> None:
         self._shows = sys.stderr.isatty()
@@ -50,6 +50,11 @@ class Progress:
         """Replace the line."""
         if self._shows:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    def measured(self, row: Sequence[Cell]) -> None:
+        """Print a row of a table to come, so that a run that is cut off leaves what it found."""
+        self.clear()
+        print("  ".join(map(_shown, row)), file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Remove the line."""

@@ -58,7 +58,9 @@ def solve(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        _refuse(f"{path}: {where} is {first['input']!r}: {first['msg']}")
+        # What is wrong with a fleet as a whole names its place itself.
+        said = first["msg"].removeprefix("Value error, ")
+        _refuse(f"{path}: {where} is {first['input']!r}: {said}" if where else f"{path}: {said}")
     except ValueError as error:
         _refuse(str(error))
     if legacy_json:

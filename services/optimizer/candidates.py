@@ -322,7 +322,13 @@ def _add_candidates(outlook: _Outlook, catalogue: Catalogue, sizes: Mapping[Repl
     for option in outlook.options:
         found = sizes[option.case]
         accelerator = option.profile.accelerator
-        if found.refused:
+        request, memory = option.case.input_tokens + option.case.output_tokens, option.case.kv_tokens
+        if memory is not None and request > memory:
+            outlook.dropped.append(
+                f"{accelerator}: its KV memory holds {memory} tokens, a request of the mean lengths has "
+                f"{request:.6g}"
+            )
+        elif found.refused:
             outlook.dropped.append(f"{accelerator}: {found.refused}")
         elif found.max_rate_rps <= 0:
             outlook.dropped.append(f"{accelerator}: no rate keeps its objectives, {found.binding} stops it")

@@ -73,7 +73,7 @@ def plan(
         now_s,
         now_s + settings.plan_lifetime_s,
         {s.server for s in outcome.shortfall},
-        _unchanged(assembly, queueing_model, laws),
+        _unchanged(assembly, state, queueing_model, laws),
     )
     problems = {s.server: s for s in assembly.problem.servers}
     plans = tuple(
@@ -134,15 +134,25 @@ def _predictions(assembly: Assembly, outcome: SolveOutcome, model: QueueingModel
     return known
 
 
-def _unchanged(assembly: Assembly, model: QueueingModel, laws: Laws) -> dict[str, Prediction | None]:
+def _unchanged(
+    assembly: Assembly, state: State, model: QueueingModel, laws: Laws
+) -> dict[str, Prediction | None]:
     """Performance of what every server has now under the planned load, where it is among its candidates."""
     asked = {
-        s.server: (c, s.rate_rps, s.current.replicas)
+        s.server: (_in_force(s, state), s.rate_rps, s.current.replicas)
         for s in assembly.problem.servers
-        for c in s.candidates
-        if s.current is not None and c.accelerator == s.current.accelerator
+        if s.current is not None and any(c.accelerator == s.current.accelerator for c in s.candidates)
     }
     return dict(zip(asked, predict(list(asked.values()), model, laws), strict=True))
+
+
+def _in_force(problem: ServerProblem, state: State) -> Candidate:
+    """The candidate on the current accelerator of the batch limit in force, the best where that is not known."""
+    assert problem.current is not None
+    name = problem.current.accelerator
+    limits = {v.max_batch for v in state.inventory[problem.server].variants if v.accelerator == name}
+    own = [c for c in problem.candidates if c.accelerator == name]
+    return next((c for c in own if c.max_batch in limits), own[0])
 
 
 def _worse(one: Prediction | None, other: Prediction | None) -> Prediction | None:

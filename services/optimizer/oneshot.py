@@ -95,9 +95,10 @@ def answer_compat(
     options = options or options_of(system)
     problem = compat_problem(system, options, model, laws)
     outcome = solver.solve(problem, options.time_limit_s)
+    known = {s.server for s in problem.servers}
     return Answered(
         _manifest(problem, outcome, solver.name, model.name, time.perf_counter() - began),
-        tuple(_row(system, problem, outcome, name) for name in system.servers),
+        tuple(_row(system, outcome, name, name in known) for name in system.servers),
     )
 
 
@@ -156,12 +157,12 @@ def _legacy_allocation(row: Row) -> dict[str, Any]:
     return parts[0] | times | ({"mix": parts} if len(parts) > 1 else {})
 
 
-def _row(system: LegacySystem, problem: Problem, outcome: SolveOutcome, name: str) -> Row:
+def _row(system: LegacySystem, outcome: SolveOutcome, name: str, known: bool) -> Row:
+    """The row of a server. known: whether it has candidates."""
     service_class = system.classes.get(system.servers[name].service_class)
     priority = service_class.priority if service_class else 100
     choices = outcome.solution.choices.get(name, ())
     if not choices:
-        known = any(s.server == name for s in problem.servers)
         status = ServerStatus.UNSERVED if known else ServerStatus.INFEASIBLE
         why = "no accelerators are left for it" if known else "the reference finds no candidate for it"
         return Row(name, priority, status, (), None, "", why)

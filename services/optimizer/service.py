@@ -48,10 +48,11 @@ class OptimizerService(Service):
             name: plugins.build("stoker.laws", name) for name in plugins.names("stoker.laws")
         }
         self._solvers: dict[str, Solver] = {}
-        self._worker = Worker()
+        # What is asked may take as long as it likes: plans do not wait for it.
+        self._worker, self._answering = Worker(), Worker()
         self._memory = Memory()
         if self._settings.solver is not None:
-            self._solver(self._settings.solver)
+            self._solver(self._settings.solver, self._worker)
         warm_up()
         self._state = State()
         self._trigger = Trigger()
@@ -92,6 +93,7 @@ class OptimizerService(Service):
 
     async def close(self) -> None:
         self._worker.close()
+        self._answering.close()
 
     def trouble(self) -> Sequence[str]:
         if self._state.fleet is None:
@@ -123,19 +125,23 @@ class OptimizerService(Service):
 
     async def _plan_and_publish(self, cycle: str) -> None:
         try:
-            solver = self._solver_in_force()
+            solver = self._solver_in_force(self._worker)
         except plugins.PluginRefused as error:
             self._refused = str(error)
             self.host.log.error("not planned", error=str(error))
             return
         self._refused = ""
+        # As it is before planning: a manifest that comes meanwhile is that of another.
+        fence = self._manifest_sequence
         planned, generation = await self._planned(solver)
         self._state = replace(
-            self._state, last_generation=planned.last_generation, last_plans=planned.last_plans
+            self._state,
+            last_generation=max(self._state.last_generation, planned.last_generation),
+            last_plans=planned.last_plans,
         )
         try:
             await self.host.publish([Emit(p, "", cycle, "", p.expires_at_s) for p in generation.plans])
-            await self._issue(generation.manifest, cycle)
+            await self._issue(generation.manifest, cycle, fence)
         except Retry as error:
             number = generation.manifest.generation
             self.host.log.warning("plan not published", generation=number, error=str(error))
@@ -143,13 +149,14 @@ class OptimizerService(Service):
         for note in generation.notes:
             self.host.log.warning("not honoured", note=note)
 
-    async def _issue(self, manifest: PlanIssued, cycle: str) -> None:
+    async def _issue(self, manifest: PlanIssued, cycle: str, fence: int) -> None:
         """Publish a manifest unless another optimizer was first; raises Fatal then.
+
+        fence: where on its subject the last manifest lies that was known before planning.
 
         What else lies on its subject, unreadable, expired or an older manifest repeated, is nobody's plan.
         """
         while True:
-            fence = self._manifest_sequence
             try:
                 emit = Emit(manifest, "", cycle, "", manifest.expires_at_s, fence)
                 (self._manifest_sequence,) = await self.host.publish([emit])
@@ -162,7 +169,7 @@ class OptimizerService(Service):
                     raise Fatal(
                         f"another optimizer has issued generation {found}, this one is at {manifest.generation}"
                     ) from error
-                self._manifest_sequence = error.last.sequence
+                fence = error.last.sequence
 
     def _generation(self, raw: Raw) -> int:
         """The generation of the manifest in a message; -1 when it holds none, or one that has expired."""
@@ -211,7 +218,8 @@ class OptimizerService(Service):
     ) -> Generation:
         if self._state.fleet is None:
             raise ValueError("no fleet is declared yet")
-        chosen = self._solver(solver) if solver else self._solver_in_force()
+        worker = self._answering
+        chosen = self._solver(solver, worker) if solver else self._solver_in_force(worker)
         known = {server.name for server in self._state.fleet.servers}
         if unknown := sorted(set(servers) - known):
             raise ValueError(
@@ -226,16 +234,16 @@ class OptimizerService(Service):
     async def _answer_size(self, request: PerformanceRequested) -> PerformanceAnswered:
         return await asyncio.to_thread(answer_request, "size", request)
 
-    def _solver_in_force(self) -> Solver:
+    def _solver_in_force(self, worker: Worker) -> Solver:
         assert self._state.fleet is not None
-        return self._solver(self._settings.solver or self._state.fleet.optimizer.solver)
+        return self._solver(self._settings.solver or self._state.fleet.optimizer.solver, worker)
 
-    def _solver(self, name: str) -> Solver:
+    def _solver(self, name: str, worker: Worker) -> Solver:
+        """A solver plug-in; a heavy one solves in a worker."""
         if name not in self._solvers:
-            built: Solver = plugins.build("stoker.solvers", name)
-            heavy = built.capabilities.heavy
-            self._solvers[name] = RemoteSolver(built, self._worker) if heavy else built
-        return self._solvers[name]
+            self._solvers[name] = plugins.build("stoker.solvers", name)
+        built = self._solvers[name]
+        return RemoteSolver(built, worker) if built.capabilities.heavy else built
 
 
 def _what_if(state: State, overrides: Sequence[str]) -> FleetDeclared:

@@ -25,40 +25,63 @@ _NO_CASE = ReplicaCase("", (), 0.0, 1.0, 1, 0, 1, None, None, None, None, Statis
 
 
 class Worker:
-    """One process that solves, started when it is first needed and again after it has died."""
+    """One process that solves, started when it is first needed and again after it has died or did not answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: float = GRACE_S) -> None:
+        """grace_s: beside its time limit, seconds that a solve may take."""
+        self._grace_s = grace_s
         self._pool: ProcessPoolExecutor | None = None
+        self._closed = False
+        # Solves come from several threads.
+        self._lock = threading.Lock()
 
     def run(self, name: str, problem: "Packed", time_limit_s: float | None) -> "PackedOutcome":
         """Solves in the process and waits for it; from a thread beside the event loop.
 
-        Raises BrokenExecutor when the process dies twice, TimeoutError when it does not answer.
+        Raises BrokenExecutor when the process dies twice or is closed, TimeoutError when it does not answer.
         """
         try:
             return self._run(name, problem, time_limit_s)
         except BrokenExecutor:
-            self.close()
             return self._run(name, problem, time_limit_s)
 
     def close(self) -> None:
-        """Ends the process; what it is solving is lost."""
-        if self._pool is not None:
-            for process in self._pool._processes.values():
-                process.terminate()
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        """Ends the process for good; what it is solving is lost."""
+        with self._lock:
+            self._closed, pool = True, self._pool
+        self._end(pool)
 
     def _run(self, name: str, problem: "Packed", time_limit_s: float | None) -> "PackedOutcome":
-        if self._pool is None:
-            import multiprocessing
-            from concurrent.futures import ProcessPoolExecutor
+        pool = self._running()
+        try:
+            waiting = pool.submit(_solve, name, problem, time_limit_s)
+            return waiting.result(None if time_limit_s is None else time_limit_s + self._grace_s)
+        except (BrokenExecutor, TimeoutError):
+            # Whoever comes next is not to wait for what does not answer.
+            self._end(pool)
+            raise
 
-            # A fork would copy the locks of the service's threads.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, context, initializer=_end_with_parent)
-        waiting = self._pool.submit(_solve, name, problem, time_limit_s)
-        return waiting.result(None if time_limit_s is None else time_limit_s + GRACE_S)
+    def _running(self) -> "ProcessPoolExecutor":
+        with self._lock:
+            if self._closed:
+                raise BrokenExecutor("the worker is closed")
+            if self._pool is None:
+                import multiprocessing
+                from concurrent.futures import ProcessPoolExecutor
+
+                # A fork would copy the locks of the service's threads.
+                context = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(1, context, initializer=_end_with_parent)
+            return self._pool
+
+    def _end(self, pool: "ProcessPoolExecutor | None") -> None:
+        """Ends the process of a pool, with which the pool breaks and takes nothing more."""
+        with self._lock:
+            if self._pool is pool:
+                self._pool = None
+        if pool is not None:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
 
 
 def _end_with_parent() -> None:

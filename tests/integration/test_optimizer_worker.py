@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import psutil
@@ -45,6 +47,52 @@ def test_a_process_that_died_is_replaced(worker: Worker) -> None:
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join(10)
     assert remote.solve(problem, 10.0).solution == expected.solution
+
+
+def stopped(worker: Worker) -> psutil.Process:
+    """The process of a worker, after it was made to answer nothing any more."""
+    assert worker._pool is not None
+    (number,) = worker._pool._processes
+    process = psutil.Process(number)
+    process.suspend()
+    return process
+
+
+def test_a_process_that_does_not_answer_is_given_up_and_replaced() -> None:
+    worker = Worker(grace_s=0.1)
+    patient = RemoteSolver(MilpSolver(MilpSettings()), worker)
+    problem = problem_of(5)
+    expected = patient.solve(problem, None)
+    silent = stopped(worker)
+    with pytest.raises(TimeoutError):
+        patient.solve(problem, 0.1)
+    silent.resume()
+    silent.wait(10)
+    assert patient.solve(problem, None).solution == expected.solution
+    worker.close()
+
+
+def test_a_closed_worker_ends_what_it_is_solving_and_starts_no_other_process() -> None:
+    worker = Worker()
+    remote = RemoteSolver(MilpSolver(MilpSettings()), worker)
+    problem = problem_of(5)
+    remote.solve(problem, 10.0)
+    silent, raised = stopped(worker), list[BaseException]()
+
+    def ask() -> None:
+        try:
+            remote.solve(problem, 60.0)
+        except BrokenExecutor as error:
+            raised.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    worker.close()
+    silent.resume()
+    asking.join(20)
+    assert raised
+    silent.wait(10)
+    assert worker._pool is None
 
 
 PARENT = """

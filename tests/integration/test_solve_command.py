@@ -127,6 +127,10 @@ def test_a_legacy_system_is_solved_with_its_own_options_and_with_ours(legacy: Pa
         ("servers[chat].min_replicas", "expected PATH=VALUE"),
         ("servers[chat].min_replicas=many", "min_replicas"),
         ("=2", "expected PATH=VALUE"),
+        (
+            "servers[chat].model=nobody",
+            "fleet.yaml: servers[0] (chat).model is 'nobody', which is not declared",
+        ),
     ],
 )
 def test_a_what_if_that_cannot_be_made_is_refused(own: Path, assignment: str, said: str) -> None:

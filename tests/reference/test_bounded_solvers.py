@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from brute_force import Optimum, optimum, options_of, problem_of, total_vector, vector_of
+from brute_force import TYPES, Optimum, optimum, options_of, problem_of, total_vector, vector_of
 
-from schemas.fleet import OptimizerOptions, Served
+from schemas.fleet import OptimizerOptions, SaturationPolicy, Served
 from schemas.plan import SolveStatus
 from services.optimizer.limits import limits_of, overused
 from services.optimizer.problem import Problem, Solution, SolveOutcome
@@ -99,6 +99,27 @@ def test_auto_finds_the_optimum_of_small_problems() -> None:
         problem = problem_of(seed, heterogeneous=seed % 4 == 0, servers=4, candidates=4)
         outcome, best = solver.solve(problem, 30.0), optimum(problem)
         assert total_vector(problem, outcome.solution) == pytest.approx(best.vector, abs=LEVEL), seed
+
+
+@pytest.mark.parametrize(
+    "solver", [LagrangianSolver(LagrangianSettings()), AutoSolver(AutoSettings())], ids=lambda s: s.name
+)
+def test_what_is_called_optimal_is_the_optimum_in_best_effort_too(solver: Solver) -> None:
+    # Among them two in which as many can be served and at a lower value, while a class carries less.
+    proven = 0
+    for seed in (*range(2055, 2065), *range(2190, 2200)):
+        problem = replace(problem_of(seed, candidates=4), quotas=(), platform_quotas={})
+        options = problem.options.model_copy(
+            update={"saturation_policy": SaturationPolicy.PRIORITY_EXHAUSTIVE}
+        )
+        capacity = {kind: 1 + (seed + place) % 4 for place, kind in enumerate(TYPES)}
+        problem = replace(problem, capacity=capacity, options=options)
+        outcome = solver.solve(problem, 5.0)
+        if outcome.status is SolveStatus.OPTIMAL:
+            vector = total_vector(problem, outcome.solution)
+            assert vector == pytest.approx(optimum(problem).vector, abs=1e-4), seed
+            proven += 1
+    assert proven
 
 
 @pytest.mark.parametrize(

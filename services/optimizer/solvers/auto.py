@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.fleet import Served
+from schemas.fleet import SaturationPolicy, Served
 from services.optimizer.problem import Problem, SolveOutcome
 from services.optimizer.solver import Capabilities
 from services.optimizer.solvers.highs import deadline, left
@@ -66,8 +66,16 @@ def _rest(time_limit_s: float | None, end: float) -> float | None:
 
 
 def _content(problem: Problem, outcome: SolveOutcome, gap_share: float) -> bool:
-    """Whether the service is as good as can be and the value within the gap."""
+    """Whether the service is as good as can be and the value within the gap.
+
+    There is no bound on best effort but all of the demand.
+    """
     counted = problem.options.maximize is Served.SERVERS
+    in_part = problem.options.saturation_policy is not SaturationPolicy.NONE or any(
+        not c.objectives_met for s in problem.servers for c in s.candidates
+    )
+    if in_part and any(c.demand_carried_rps < c.demand_rps * (1 - SAME_SERVICE) for c in outcome.classes):
+        return False
     reached = all(
         c.bound is not None
         and (c.servers_served if counted else c.demand_served_rps) >= c.bound * (1 - SAME_SERVICE)

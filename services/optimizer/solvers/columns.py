@@ -188,6 +188,17 @@ def served_wholly(columns: Columns, chosen: Mapping[int, int]) -> frozenset[int]
     return frozenset(whole)
 
 
+def worth_carried(problem: Problem, solution: Solution) -> float:
+    """What the values of columns are less than the value of a solution: the violations that it avoids, if weighed."""
+    if problem.options.ranking is not Ranking.WEIGHTED:
+        return 0.0
+    return sum(
+        s.violation_cost_per_hour * carried_share(solution.choices[s.server])
+        for s in problem.servers
+        if s.server in solution.choices
+    )
+
+
 def outcome_of(
     problem: Problem,
     solution: Solution,
@@ -211,12 +222,7 @@ def outcome_of(
         classes.append(one.model_copy(update={"bound": float(bounded)}))
     nothing = bool(problem.servers) and not solution.choices
     objective = solution.value
-    if problem.options.ranking is Ranking.WEIGHTED:
-        bound += sum(
-            s.violation_cost_per_hour * carried_share(solution.choices.get(s.server, ()))
-            for s in problem.servers
-            if s.server in solution.choices
-        )
+    bound += worth_carried(problem, solution)
     return SolveOutcome(
         status=SolveStatus.INFEASIBLE if nothing and status is SolveStatus.OPTIMAL else status,
         solution=solution,

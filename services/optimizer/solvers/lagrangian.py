@@ -19,12 +19,13 @@ from services.optimizer.solvers.columns import (
     outcome_of,
     positions,
     solution_of,
+    worth_carried,
 )
 from services.optimizer.solvers.construction import completed, extended, place_class, take_cheapest
 from services.optimizer.solvers.highs import deadline, left, require_highs
-from services.optimizer.solvers.levels import LEVEL_ROUNDING
+from services.optimizer.solvers.levels import LEVEL_ROUNDING, Kind, levels_of
 from services.optimizer.solvers.placement import Placement
-from services.optimizer.solvers.prices import Dual, Priced, best_prices, nearby
+from services.optimizer.solvers.prices import Dual, Priced, best_prices, charged, nearby
 
 # Of the time that there is, the shares after which the prices of service, and the search as a whole, have had
 # theirs; the rest is for the last bound.
@@ -84,8 +85,12 @@ class LagrangianSolver:
             if vector(columns, best)[:-1] != proven_of:
                 dual = Certificate(columns, best).dual(end, dual.prices)
         solution = solution_of(problem, best.chosen)
-        proven = best.value <= dual.bound + CLOSE_ENOUGH * max(1.0, abs(best.value)) and all(
-            _reached(columns, best, p) >= bound - LEVEL_ROUNDING for p, bound in served_bounds.items()
+        proven = (
+            best.value <= dual.bound + CLOSE_ENOUGH * max(1.0, abs(best.value))
+            and all(
+                _reached(columns, best, p) >= bound - LEVEL_ROUNDING for p, bound in served_bounds.items()
+            )
+            and _carries_the_most(columns, best)
         )
         status = SolveStatus.OPTIMAL if proven else SolveStatus.FEASIBLE
         if not proven and left(end) <= 0:
@@ -100,7 +105,8 @@ def value_bound(problem: Problem, solution: Solution, seconds: float | None) -> 
     problem = ordered(problem)
     columns = columns_of(problem)
     placement = placed(columns, positions(problem, solution))
-    return Certificate(columns, placement).dual(deadline(seconds)).bound
+    bound = Certificate(columns, placement).dual(deadline(seconds)).bound
+    return bound + worth_carried(problem, solution)
 
 
 def _part(time_limit_s: float | None, share: float) -> float | None:
@@ -117,6 +123,18 @@ def _reached(columns: Columns, placement: Placement, priority: int) -> float:
     return float((columns.weight * placement.served)[columns.priority == priority].sum())
 
 
+def _carries_the_most(columns: Columns, placement: Placement) -> bool:
+    """Whether no placement carries more best effort of any class: all of the demand is the only bound on it.
+
+    Where nothing is given, every server was tried with all that there is.
+    """
+    return not placement.chosen or all(
+        reached >= level.most - LEVEL_ROUNDING
+        for level, reached in zip(levels_of(columns), vector(columns, placement), strict=False)
+        if level.kind is Kind.CARRIED
+    )
+
+
 def _everyone(columns: Columns, gap_share: float, end: float) -> tuple[Placement, Dual]:
     """A placement near the least value of serving everyone, and the prices of that, whether it can be done or not."""
     everyone = np.ones(columns.servers, dtype=bool)
@@ -124,7 +142,7 @@ def _everyone(columns: Columns, gap_share: float, end: float) -> tuple[Placement
     full[columns.server[columns.full]] = True
     problem = _serving(columns, full, columns.most)
     dual = best_prices(problem, end)
-    priced = columns.value + dual.prices @ columns.use
+    priced = columns.value + charged(dual.prices, columns.use)
     placement = Placement(columns)
     take_cheapest(placement, priced, everyone)
     unserved = int((full & ~placement.served).sum())
@@ -161,7 +179,7 @@ def _weighed(columns: Columns, gap_share: float, end: float) -> tuple[Placement,
     priced = problem.priced(dual.prices)
     placement = Placement(columns)
     worth = problem.least(priced) < 0
-    take_cheapest(placement, columns.value + dual.prices @ columns.use, worth)
+    take_cheapest(placement, columns.value + charged(dual.prices, columns.use), worth)
     placement.improve(end)
     certificate = Certificate(columns, placement)
     start = certificate.first
@@ -198,7 +216,7 @@ def _serve(columns: Columns, first: Placement, end: float) -> tuple[Placement, d
             continue
         problem = _service_problem(columns, priority, best)
         dual = best_prices(problem, end)
-        priced = dual.prices[: len(columns.most)] @ best.use + TIE * columns.value
+        priced = charged(dual.prices[: len(columns.most)], best.use) + TIE * columns.value
         # Those that are served before, where they leave the most, then whom the prices would serve.
         fresh, before = Placement(columns), best.served & (columns.priority < priority)
         take_cheapest(fresh, priced, before)
@@ -245,7 +263,7 @@ def _service_problem(columns: Columns, priority: int, best: Placement) -> Priced
 
 def _cheapen(columns: Columns, best: Placement, dual: Dual, end: float) -> Placement:
     """The servers that are served, placed under prices, then moved while that helps."""
-    priced = columns.value + dual.prices[: len(columns.most)] @ best.use
+    priced = columns.value + charged(dual.prices[: len(columns.most)], best.use)
     kept, served = best.copy(), best.served
     for server in np.flatnonzero(served).tolist():
         kept.take(server)

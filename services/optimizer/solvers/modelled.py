@@ -22,12 +22,14 @@ class _Model:
     """A cvxpy problem of a shape: whole choices X, best effort P with K replicas, and all of their numbers.
 
     least: the level that each level row must reach, shape (L,). gain: by level, what X and K add to it.
+    fewest, more: the fewest and the most replicas of best effort, by column.
     """
 
     problem: Any
     x: Any
     k: Any
     cost: tuple[Any, Any]
+    fewest: Any
     more: Any
     use: list[tuple[Any, Any]]
     most: Any
@@ -60,10 +62,10 @@ def solve_modelled(problem: Problem, columns: Columns, end: float) -> Modelled:
         return full
 
     per_replica = 1.0 / np.maximum(columns.replicas, 1)
+    partial = columns.best_effort & (columns.replicas > columns.least)
     model.allowed.value = spread(np.ones(len(columns.server)))
-    model.more.value = spread(
-        np.where(columns.best_effort, np.maximum(columns.replicas - 1, 0), 0).astype(float)
-    )
+    model.fewest.value = spread(columns.least.astype(float))
+    model.more.value = spread(np.where(partial, columns.replicas - 1, 0).astype(float))
     model.most.value = columns.most
     for i, (whole, part) in enumerate(model.use):
         whole.value, part.value = spread(columns.units[i] * columns.replicas), spread(columns.units[i])
@@ -118,16 +120,16 @@ def _model(shape: tuple[int, int], limits: int, levels: int) -> _Model:
         return cvxpy.sum(cvxpy.multiply(whole, x)) + cvxpy.sum(cvxpy.multiply(part, k))
 
     cost, use, gain = pair(), [pair() for _ in range(limits)], [pair() for _ in range(levels)]
-    more, allowed = cvxpy.Parameter(shape, nonneg=True), cvxpy.Parameter(shape, nonneg=True)
+    fewest, more, allowed = (cvxpy.Parameter(shape, nonneg=True) for _ in range(3))
     most, least = cvxpy.Parameter(limits), cvxpy.Parameter(levels)
     constraints = [
         cvxpy.sum(x + p, axis=1) <= 1,
         x <= allowed,
         k <= cvxpy.multiply(more, p),
-        k >= p,
+        k >= cvxpy.multiply(fewest, p),
         p <= more,
         *(total(numbers) <= most[i] for i, numbers in enumerate(use)),
         *(total(numbers) >= least[i] for i, numbers in enumerate(gain)),
     ]
     problem = cvxpy.Problem(cvxpy.Minimize(total(cost)), constraints)
-    return _Model(problem, x, k, cost, more, use, most, gain, least, allowed)
+    return _Model(problem, x, k, cost, fewest, more, use, most, gain, least, allowed)

@@ -32,6 +32,15 @@ FIRST_BOX, WORTH = 0.2, 0.1
 NODES = 1
 
 
+def charged(prices: Array, rows: Array) -> Array:
+    """What prices, shape (R,), charge each column for what it uses, rows of shape (R, E).
+
+    Not as a matrix product, for which a thread of BLAS would wake on every core and spin there for a while.
+    """
+    charges: Array = np.einsum("r,re->e", prices, rows)
+    return charges
+
+
 @dataclass(frozen=True, eq=False)
 class Priced:
     """A choice with prices. cost: shape (E,). rows: A, shape (R, E). limit: b, shape (R,).
@@ -50,7 +59,7 @@ class Priced:
 
     def priced(self, prices: Array) -> Array:
         """Cost and price of every column, shape (E,), infinite for those that may not be chosen."""
-        return np.where(self.usable, self.cost + prices @ self.rows, np.inf)
+        return np.where(self.usable, self.cost + charged(prices, self.rows), np.inf)
 
     def least(self, priced: Array) -> Array:
         """The least of every server, shape (S,)."""
@@ -127,7 +136,7 @@ class _Planes:
     def cut(self, prices: Array, master: Cuts) -> float:
         """L at some prices, whose planes a program gets."""
         problem = self._problem
-        priced = self._cost + prices @ problem.rows
+        priced = self._cost + charged(prices, problem.rows)
         least = problem.least(priced)
         hits = np.flatnonzero(priced == least[problem.server])
         first = hits[np.minimum(np.searchsorted(problem.server[hits], np.arange(len(least))), len(hits) - 1)]

@@ -17,6 +17,7 @@ from services.perfmodel.problems.forms import MS, Form, Posed, Problem, ProblemR
 from services.perfmodel.problems.isolation import isolated
 from services.perfmodel.problems.servers import parameters, servers, targets
 from services.perfmodel.queueing import QueueingModel, ServerModel, Targets
+from services.perfmodel.queueing_models.birth_death_compat import BirthDeathCompatModel
 
 # Models tabulate every batch size; a call takes no more problems than keep that within memory.
 BATCH_SIZES_PER_CALL = 1 << 21
@@ -65,7 +66,7 @@ class Asking:
     curve: with the metrics at rates from 5 to 100 % of the capacity.
     problems_per_call: most problems that a model is given at once; fewer make progress visible.
     most_batch_sizes: most that the batch limits of all problems may add up to, which bounds the work; the
-        problems beyond it are refused.
+        problems beyond it are refused. Waiting rooms count too where a model's work grows with them.
     progress: told how many problems were answered, after each call.
     """
 
@@ -86,7 +87,7 @@ def answer(question: Question, raws: Sequence[object], models: Models, asking: A
         try:
             one = read(raw, asking.law, asking.model)
             _check(question, one, models, asking)
-            left = _less(left, one)
+            left = _less(left, one, models)
             posed[place] = one
         except ValueError as error:
             answers[place] = refused(str(error))
@@ -117,15 +118,22 @@ def _check(question: Question, posed: Posed, models: Models, asking: Asking) -> 
         raise ProblemRefused(f"{key}: is required by analyze and missing")
 
 
-def _less(left: int | None, posed: Posed) -> int | None:
-    """The batch sizes left after a problem; raises ValueError where it has more."""
+def _less(left: int | None, posed: Posed, models: Models) -> int | None:
+    """The batch sizes left after a problem; raises ValueError where it has more.
+
+    The reference's chains are followed through the waiting room too, so that counts with them.
+    """
     if left is None:
         return None
-    batch = posed.problem.max_batch
-    if batch > left:
-        key = "max_batch" if posed.form is Form.OWN else "maxBatchSize"
-        raise ProblemRefused(f"{key}: the problems of a request may add up to {left} more, got {batch}")
-    return left - batch
+    problem, keys = posed.problem, ("max_batch", "max_queue")
+    if posed.form is Form.REFERENCE:
+        keys = ("maxBatchSize", "maxQueueSize")
+    count, key = problem.max_batch, keys[0]
+    if isinstance(models.queueing(problem.model), BirthDeathCompatModel):
+        count, key = count + problem.max_queue, " + ".join(keys)
+    if count > left:
+        raise ProblemRefused(f"{key}: the problems of a request may add up to {left} more, got {count}")
+    return left - count
 
 
 def _calls(posed: dict[int, Posed], asking: Asking) -> Iterator[list[int]]:

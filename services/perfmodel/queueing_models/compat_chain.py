@@ -29,6 +29,8 @@ SAME = np.float32(1e-6)
 HALVINGS = 100
 # Weights that are held at once, without the compiled kernels.
 MOST_WEIGHTS = 1 << 20
+# Places of a server that are followed one by one.
+MOST_PLACES = 2_000_000
 # A rate of zero has no response time, and rates beyond single precision have none that is finite.
 UNDEFINED = np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
 
@@ -73,6 +75,11 @@ class CompatChain:
         places = np.stack([batch, batch + np.asarray(server.limits.max_queue).astype(np.intp)])
         if np.any(places[1] < 2):
             raise ValueError("max_batch + max_queue must be at least 2 in birth-death-compat")
+        if np.any(places[1] > MOST_PLACES):
+            raise ValueError(
+                f"max_batch + max_queue must be at most {MOST_PLACES:,} in birth-death-compat, "
+                f"got {places[1].max():,}"
+            )
         wide = server.columns()
         sizes = np.minimum(np.arange(1.0, batch.max(initial=1) + 1.0), batch[:, None])
         chunks = single(chunk_counts(sizes, wide.workload, wide.limits.token_budget))

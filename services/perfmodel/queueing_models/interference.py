@@ -19,7 +19,7 @@ class InterferenceModel(CorrectedModel):
 
     A prompt takes as many chunks as fit it into M − N tokens each, whatever the batch, and prompts that fill
     the budget wait for each other. `Limits.kv_tokens` bounds the batch at the requests whose mean footprint
-    fits; prefix-cache hits save compute, not KV reads or memory.
+    fits, and at one where none does; prefix-cache hits save compute, not KV reads or memory.
 
     Limits of validity: preemption and the variation of footprints do not enter, so close to full KV memory
     it is optimistic; prompts of heavy-tailed length at high load wait longer than it says; blocking as in

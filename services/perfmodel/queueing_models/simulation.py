@@ -24,6 +24,8 @@ from services.perfmodel.queueing import (
 from services.perfmodel.root_finding import Rows
 from services.perfmodel.sizing import RateCurves, RateOutcome, largest_rates, smallest_batch
 
+# The queue that never empties has at least so many batches.
+FULL_BATCHES = 10
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 
 
@@ -240,11 +242,14 @@ class SimulationModel:
 
     def _capacity(self, server: ServerModel) -> tuple[float, int]:
         """Requests per second served with a queue that never empties, and preemptions meanwhile."""
-        requests = draw(server, 1.0, self.settings.requests, self.settings.seed)
+        count = max(self.settings.requests, FULL_BATCHES * int(server.limits.max_batch))
+        requests = draw(server, 1.0, count, self.settings.seed)
         at_once = replace(requests, arrival_s=np.zeros(requests.arrival_s.size))
         endless = replace(server, limits=replace(server.limits, max_queue=float(requests.prompt.size)))
         run = serve(endless, at_once, self.settings.block_tokens)
         finish = np.sort(run.finish_s[~np.isnan(run.finish_s)])
+        if not finish.size:
+            raise ValueError(_none_served(count))
         # The run ends with a batch that empties: only what ends while the queue lasts is at full batch.
         last = int(np.searchsorted(finish, np.nanmax(run.admitted_s)))
         first = int(last * self.settings.warm_up_share)
@@ -262,10 +267,7 @@ class SimulationModel:
         )
         served = counted & ~np.isnan(run.finish_s)
         if not served.any():
-            raise ValueError(
-                f"none of the {served.size} simulated requests was served after the warm-up: the KV memory or the "
-                "queue is too small for them, or the run is too short"
-            )
+            raise ValueError(_none_served(served.size))
         arrival, overhead = (
             requests.arrival_s,
             float(server.law.overhead_time(server.parameters, server.workload)),
@@ -297,6 +299,13 @@ class SimulationModel:
 
 
 FIGURES = 6 + 4 * 5
+
+
+def _none_served(count: int) -> str:
+    return (
+        f"none of the {count} simulated requests was served after the warm-up: the KV memory or the queue is too "
+        "small for them, or the run is too short"
+    )
 
 
 def _one(servers: ServerModel, row: int) -> ServerModel:

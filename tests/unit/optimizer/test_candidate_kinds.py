@@ -3,11 +3,24 @@
 from typing import Any
 
 import pytest
-from optimizer_builders import LAWS, NOW_S, SETTINGS, accelerators, fleet, known, model, server, service_class
+from optimizer_builders import (
+    LAWS,
+    NOW_S,
+    SETTINGS,
+    accelerators,
+    fleet,
+    inventory,
+    known,
+    model,
+    planned,
+    server,
+    service_class,
+)
 from optimizer_builders import telemetry as window
 
 from schemas.base import Statistic
 from schemas.fleet import Accelerator, BatchChoice, FleetDeclared, OptimizerOptions, Quota
+from schemas.telemetry import InventoryObserved
 from services.optimizer.candidates import assemble
 from services.optimizer.core import plan
 from services.optimizer.problem import Candidate
@@ -64,6 +77,33 @@ def test_replicas_that_may_be_interrupted_carry_as_much_less_as_they_are_away() 
     spot = tuple(a.model_copy(update={"interruption_share": 0.25}) for a in accelerators())
     for plain, risky in zip(candidates(fleet()), candidates(fleet(accelerators=spot)), strict=True):
         assert risky.max_rate_rps == pytest.approx(0.75 * plain.max_rate_rps, rel=1e-12)
+
+
+def test_what_a_server_has_is_predicted_with_the_batch_limit_in_force() -> None:
+    declared = fleet(optimizer=OptimizerOptions(batch=BatchChoice.SEARCH))
+    largest = {c.max_batch: c.max_rate_rps for c in candidates(declared) if c.accelerator == "slow"}
+    assert len(largest) == 2
+    for limit, rate_rps in largest.items():
+        held = inventory(slow=1)
+        assert isinstance(held, InventoryObserved)
+        variants = tuple(v.model_copy(update={"max_batch": limit}) for v in held.variants)
+        state = known(declared, window("s", 20.0), held.model_copy(update={"variants": variants}))
+        _, generation = planned(state=state)
+        current = generation.plans[0].predicted_current
+        assert current is not None
+        assert current.utilization_share == pytest.approx(20.0 / rate_rps, rel=1e-9)
+
+
+def test_a_memory_that_does_not_hold_one_request_is_no_candidate() -> None:
+    small = model()
+    profiles = tuple(
+        p.model_copy(update={"kv_tokens": 600} if p.accelerator == "slow" else {}) for p in small.profiles
+    )
+    declared = fleet(models=(small.model_copy(update={"profiles": profiles}),))
+    _, generation = planned(declared, window("s", 20.0))
+    assert {c.accelerator for c in generation.candidates["s"]} == {"2xfast"}
+    said = "slow: its KV memory holds 600 tokens, a request of the mean lengths has 700"
+    assert said in generation.plans[0].explanation
 
 
 def test_kv_memory_limits_what_a_replica_carries() -> None:

@@ -1,11 +1,14 @@
 """Requests to the optimizer: solve, explain, and both what-if; nothing is published by them."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from optimizer_builders import NOW_S, fleet, server, telemetry
 
+from schemas.plan import SolveStatus
 from schemas.request import ExplainAnswered, ExplainRequested, SolveAnswered, SolveRequested
 from services.optimizer.core import observe
 from services.optimizer.service import OptimizerService
@@ -16,7 +19,7 @@ from services.runtime.metrics import Metrics
 
 
 @pytest.fixture
-def service() -> Iterator[OptimizerService]:
+async def service() -> AsyncIterator[OptimizerService]:
     """The optimizer with a fleet of two servers, without a bus."""
     made = OptimizerService(Settings())
     made.host = SimpleNamespace(clock=VirtualClock(NOW_S), metrics=Metrics(), log=None, active=True)  # type: ignore[assignment]
@@ -25,7 +28,7 @@ def service() -> Iterator[OptimizerService]:
         state = observe(state, message)
     made._state = state
     yield made
-    made._worker.close()
+    await made.close()
 
 
 async def solved(service: OptimizerService, **asked: object) -> SolveAnswered:
@@ -71,6 +74,19 @@ async def test_a_heavy_solver_answers_from_its_process_with_prices_and_classes(
     assert answer.manifest.bound_cost_per_hour is not None
     assert [c.priority for c in answer.manifest.classes] == [1]
     assert {p.type for p in answer.manifest.shadow_prices} == {"F", "S"}
+
+
+async def test_plans_do_not_wait_for_the_process_that_answers_requests(service: OptimizerService) -> None:
+    await solved(service, solver="milp")
+    (asked,) = service._answering._pool._processes  # type: ignore[union-attr]
+    psutil.Process(asked).suspend()
+    waiting = asyncio.create_task(solved(service, solver="milp"))
+    planned = await asyncio.wait_for(service._planned(service._solver("milp", service._worker)), 20)
+    assert not waiting.done()
+    assert planned[1].manifest.status is SolveStatus.OPTIMAL
+    waiting.cancel()
+    service._answering.close()
+    psutil.Process(asked).resume()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from services.optimizer.problem import Problem, carried_share
 from services.optimizer.solver import Solver
 from services.optimizer.solvers.auto import AutoSettings, AutoSolver
 from services.optimizer.solvers.greedy import GreedySettings, GreedySolver
-from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver
+from services.optimizer.solvers.lagrangian import LagrangianSettings, LagrangianSolver, value_bound
 from services.optimizer.solvers.milp import MilpSettings, MilpSolver
 
 # HiGHS's own tolerances.
@@ -50,6 +50,18 @@ def test_prices_bound_what_weighing_can_gain(seed: int) -> None:
     assert outcome.bound is not None
     # Of as much carried, the bound on the value is what is left of the bound on the gain.
     assert outcome.objective - outcome.bound >= best.vector[0] - gained - CLOSE
+
+
+def test_a_bound_that_is_looked_for_afterwards_counts_the_violations_avoided_too() -> None:
+    tight = 0
+    for seed in range(20):
+        problem = weighed(seed)
+        outcome = LagrangianSolver(LagrangianSettings()).solve(problem, 10.0)
+        bound = value_bound(problem, outcome.solution, 10.0)
+        assert outcome.bound is not None
+        assert min(bound, outcome.objective) >= outcome.bound - CLOSE
+        tight += bound == pytest.approx(outcome.objective, abs=CLOSE)
+    assert tight >= 5
 
 
 def test_auto_weighs_too_and_who_is_worth_less_than_it_costs_gets_nothing() -> None:

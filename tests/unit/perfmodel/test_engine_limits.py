@@ -1,4 +1,4 @@
-"""The engine where the waiting room or the KV memory is full: to be moved beside `plain_engine` once it holds."""
+"""The engine where the waiting room or the KV memory is full, against `plain_engine`."""
 
 import numpy as np
 import pytest

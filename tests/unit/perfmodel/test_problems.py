@@ -365,3 +365,39 @@ def test_one_that_is_refused_costs_the_others_nothing(bad: set[int], size: int) 
     assert isolated(range(size), refuse, reason) == [
         f"{item} is {'bad' if item in bad else 'good'}" for item in range(size)
     ]
+
+
+def simulated(**changes: Any) -> dict[str, Any]:
+    models = Models(MODELS.law, lambda name: SimulationModel(SimulationSettings(requests=200)))
+    (one,) = answer(Question.ANALYZE, [{**OWN, "model": "simulation", **changes}], models, Asking())
+    return one.body
+
+
+def test_the_simulation_knows_the_capacity_of_a_batch_larger_than_its_runs() -> None:
+    # All requests of a run used to enter at once and end at once, which is no rate.
+    found = simulated(max_batch=400, input_tokens=0, output_tokens=10)
+    exact = body(Question.ANALYZE, {**OWN, "max_batch": 400, "input_tokens": 0, "output_tokens": 10})
+    assert found["capacity_rps"] == pytest.approx(exact["capacity_rps"], rel=0.2)
+
+
+def test_the_simulation_refuses_a_memory_that_holds_none_of_the_requests() -> None:
+    assert "the KV memory or the queue is too small" in simulated(kv_tokens=64)["error"]
+
+
+def test_the_reference_is_not_followed_through_a_waiting_room_without_end() -> None:
+    found = body(Question.ANALYZE, {**OWN, "model": "birth-death-compat", "max_queue": 1_000_000_000})
+    assert "max_batch + max_queue must be at most 2,000,000" in found["error"]
+
+
+def test_the_waiting_rooms_of_the_reference_count_in_what_a_request_may_ask() -> None:
+    asking = Asking(most_batch_sizes=1000)
+    large = {**OWN, "max_queue": 900}
+    chained, closed = (
+        [one.body for one in answer(Question.SIZE, [{**large, "model": name}] * 2, MODELS, asking)]
+        for name in ("birth-death-compat", "birth-death")
+    )
+    assert "error" not in chained[0]
+    assert chained[1]["error"] == (
+        "max_batch + max_queue: the problems of a request may add up to 52 more, got 948"
+    )
+    assert all("error" not in one for one in closed)
